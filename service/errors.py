@@ -1,0 +1,107 @@
+"""Every fault that thinnet names, as one tree; each knows its HTTP status.
+
+    ThinnetError                     500
+    ├── BadRequest                   400  what was asked cannot be done
+    │   ├── InvalidInput                  a value, shape, type or name of the inputs
+    │   ├── InvalidPlan                   a variant, rate or site that does not fit
+    │   │   └── NoActiveSite              nothing would be random, so the variance would be a false 0
+    │   └── InvalidQuantity               a quantity that this output does not have
+    ├── NotFound                     404
+    │   ├── ModelNotFound
+    │   └── VersionNotFound
+    ├── TooLarge                     413  past a limit that the message names
+    ├── NotReady                     503
+    └── ModelFault                   500  a model that cannot be served
+        ├── CaptureFailed                 the network cannot be read as a graph
+        ├── UnclaimedRandomness           a random operation that no site accounts for
+        ├── ImpureGraph                   an effect that cannot be proven away
+        ├── SelfCheckFailed               a fast path disagrees with the whole graph
+        ├── InvalidModelFolder            model.toml or the layout on disk
+        └── UnsafeArchive                 a file that would do more than compute
+
+It does not know HTTP beyond that number, nor who reads the message: a message says what, where, and the cure.
+"""
+
+from typing import ClassVar
+
+
+class ThinnetError(Exception):
+    """Any fault that thinnet names."""
+
+    status: ClassVar[int] = 500
+
+
+class BadRequest(ThinnetError):
+    """What was asked cannot be done."""
+
+    status = 400
+
+
+class InvalidInput(BadRequest):
+    """The inputs do not fit the model."""
+
+
+class InvalidPlan(BadRequest):
+    """The variant, its parameters or its sites do not fit the network."""
+
+
+class NoActiveSite(InvalidPlan):
+    """Nothing would be random: every pass would give the same answer."""
+
+
+class InvalidQuantity(BadRequest):
+    """The quantity is unknown, or this output does not have it."""
+
+
+class NotFound(ThinnetError):
+    """The thing named in the request does not exist."""
+
+    status = 404
+
+
+class ModelNotFound(NotFound):
+    """No model of this name is served."""
+
+
+class VersionNotFound(NotFound):
+    """The model exists, this version of it does not."""
+
+
+class TooLarge(ThinnetError):
+    """The request is past a limit, which the message names."""
+
+    status = 413
+
+
+class NotReady(ThinnetError):
+    """The model is not ready to answer."""
+
+    status = 503
+
+
+class ModelFault(ThinnetError):
+    """The model itself cannot be served."""
+
+
+class CaptureFailed(ModelFault):
+    """The network cannot be read as a graph."""
+
+
+class UnclaimedRandomness(ModelFault):
+    """A random operation stands in the graph and no site accounts for it."""
+
+
+class ImpureGraph(ModelFault):
+    """The graph has an effect that cannot be proven away."""
+
+
+class SelfCheckFailed(ModelFault):
+    """A fast path disagrees with the whole graph."""
+
+
+class InvalidModelFolder(ModelFault):
+    """The model folder on disk is not as it should be."""
+
+
+class UnsafeArchive(ModelFault):
+    """The file would do more than compute, or is not what its checksum says."""
