@@ -1,0 +1,46 @@
+"""The catalogue: every dropout variant, one file each, listed here once; it does not know networks."""
+
+from service.dropout.alpha import Alpha
+from service.dropout.bernoulli import Bernoulli
+from service.dropout.drop_path import DropPath
+from service.dropout.dropconnect import DropConnect, DropConnectLinear
+from service.dropout.dropconnect_sampled import DropConnectSampled
+from service.dropout.feature_alpha import FeatureAlpha
+from service.dropout.gaussian import Gaussian, GaussianDropout
+from service.dropout.noise import Stream
+from service.dropout.spatial import Spatial
+from service.dropout.uniform import Uniform, UniformDropout
+from service.dropout.variant import Kind, Variant
+
+VARIANTS: tuple[type[Variant], ...] = (
+    Bernoulli,
+    Gaussian,
+    Uniform,
+    Spatial,
+    Alpha,
+    FeatureAlpha,
+    DropConnect,
+    DropConnectSampled,
+    DropPath,
+)
+BY_NAME: dict[str, type[Variant]] = {variant.name: variant for variant in VARIANTS}
+
+__all__ = [
+    "BY_NAME",
+    "VARIANTS",
+    "Alpha",
+    "Bernoulli",
+    "DropConnect",
+    "DropConnectLinear",
+    "DropConnectSampled",
+    "DropPath",
+    "FeatureAlpha",
+    "Gaussian",
+    "GaussianDropout",
+    "Kind",
+    "Spatial",
+    "Stream",
+    "Uniform",
+    "UniformDropout",
+    "Variant",
+]

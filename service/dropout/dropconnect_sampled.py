@@ -1,0 +1,48 @@
+"""DropConnect's Gaussian sampled inference; it does not average inside the layer: every pass goes on through the network."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from service.dropout.dropconnect import product_variance
+from service.dropout.noise import Shape, Stream
+from service.dropout.variant import Kind, SampledProduct
+
+
+@dataclass(frozen=True)
+class DropConnectSampled(SampledProduct):
+    """Draw each unit's product from its moments: u ~ N(W x + b, (p / q)(W² x² + b²)) (Wan et al. 2013, Algorithm 2).
+
+    Mean, variance and zero covariance between units are exact for a fixed x; higher cumulants are not. It serves inputs
+    whose axes are rows and features; elsewhere exact masks serve.
+    """
+
+    name = "dropconnect-sampled"
+    equation = "u = W x + b + √((p / q)(W² x² + b²)) ∘ z, z ~ N(0, 1)"
+    sampled = "one N(0, 1) per unit"
+    shared = "all rows in scope pass"
+    mean_form = "W x + b"
+    variance_form = "(p / q) (W² x² + b²)"
+    reference = "Wan et al. 2013, ICML, Algorithm 2"
+    kinds = frozenset({Kind.WEIGHT})
+
+    def draw(self, stream: Stream, shape: Shape) -> Tensor:
+        """Draw z [S, R, out]."""
+        return stream.normal(shape[:1]).float()
+
+    def moments(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return (W x + b, (p / q)(W² x² + b²)), each [B, out]."""
+        return self.mean(x, weight, bias), self.variance(x, weight, bias)
+
+    def apply(self, mean: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
+        """Return mean + √variance ∘ z."""
+        return mean + variance.sqrt() * noise
+
+    def mean(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return W x + b."""
+        return F.linear(x, weight, bias)
+
+    def variance(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return (p / q) (W² x² + b²)."""
+        return product_variance(x, weight, bias, self.p)

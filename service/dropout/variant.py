@@ -1,0 +1,141 @@
+"""The contract of a dropout variant: how its noise is drawn, how it acts, and what mean and variance that gives.
+
+It does not know graphs, passes in flight, or where in a network a site stands.
+
+Every variant file has the same parts in the same order: equation, what is sampled and shared, defaults, `draw`, `apply`,
+`mean`, `variance`, and, where torch has none, the layer to train with.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from service.dropout.noise import Shape, Stream
+from service.errors import InvalidPlan
+
+
+class Kind(StrEnum):
+    """What a site is."""
+
+    ACTIVATION = "activation"
+    ATTENTION = "attention"
+    RECURRENT = "recurrent"
+    RESIDUAL = "residual"
+    WEIGHT = "weight"
+
+
+ELEMENTWISE = frozenset({Kind.ACTIVATION, Kind.ATTENTION, Kind.RECURRENT, Kind.RESIDUAL})
+
+
+@dataclass(frozen=True)
+class Variant(ABC):
+    """One dropout method with its parameters; q = 1 - p throughout.
+
+    Attributes:
+        p: The probability of dropping, 0 ≤ p < 1.
+    """
+
+    name: ClassVar[str]
+    equation: ClassVar[str]
+    sampled: ClassVar[str]
+    shared: ClassVar[str]
+    mean_form: ClassVar[str]
+    variance_form: ClassVar[str]
+    reference: ClassVar[str]
+    kinds: ClassVar[frozenset[Kind]]
+    joint: ClassVar[bool] = True
+    """Whether one pass's noise gives rows and positions the covariance that one sampled network gives them."""
+
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p < 1:
+            raise InvalidPlan(f"{self.name}: p = {self.p} is not a drop probability; give 0 <= p < 1")
+
+    @property
+    def q(self) -> float:
+        """The probability of keeping."""
+        return 1 - self.p
+
+    def fits(self, kind: Kind, shape: Shape) -> bool:
+        """Tell whether the variant can act at a site of this kind and per-row shape."""
+        return kind in self.kinds
+
+    def parameters(self) -> dict[str, float]:
+        """Return the parameters by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @abstractmethod
+    def draw(self, stream: Stream, shape: Shape) -> Tensor:
+        """Draw the noise [S, R, …] of a site whose per-row shape is `shape`; axes that share a draw have size 1."""
+
+
+@dataclass(frozen=True)
+class ActivationVariant(Variant):
+    """A variant that acts on a tensor of activations; `mean` and `variance` hold for a fixed input."""
+
+    @abstractmethod
+    def apply(self, x: Tensor, noise: Tensor) -> Tensor:
+        """Act on x [S?, B, *shape] with noise [S?, 1 or B, …], broadcasting."""
+
+    @abstractmethod
+    def mean(self, x: Tensor) -> Tensor:
+        """Return the mean over passes, element by element."""
+
+    @abstractmethod
+    def variance(self, x: Tensor) -> Tensor:
+        """Return the variance over passes, element by element."""
+
+
+@dataclass(frozen=True)
+class WeightVariant(Variant):
+    """A variant of a linear layer u = Wx + b, its bias a last column of W whose input is 1.
+
+    `draw` is given the shape (out, in + biases). `mean` and `variance` are those of u for a fixed x [B, in].
+    """
+
+    @abstractmethod
+    def mean(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the mean over passes [B, out]."""
+
+    @abstractmethod
+    def variance(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the variance over passes [B, out]."""
+
+
+@dataclass(frozen=True)
+class MaskedWeight(WeightVariant):
+    """A weight variant that multiplies the parameters themselves."""
+
+    @abstractmethod
+    def apply(self, parameter: Tensor, noise: Tensor) -> Tensor:
+        """Act on a weight [out, in] or bias [out] with its own columns of the noise, broadcasting in front."""
+
+
+@dataclass(frozen=True)
+class SampledProduct(WeightVariant):
+    """A weight variant that draws u from its first two moments, pass by pass."""
+
+    joint = False
+
+    @abstractmethod
+    def moments(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of u [B, out]; shared by all passes where x is."""
+
+    @abstractmethod
+    def apply(self, mean: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
+        """Return u = mean + √variance · noise [S?, B, out]."""
+
+
+def scaled_keep(stream: Stream, q: float, shape: Shape) -> Tensor:
+    """Draw m / q with m ~ Bernoulli(q), as float32 [S, R, *shape]."""
+    return stream.keep(q, shape).to(torch.float32).mul_(1 / q)
+
+
+def shared_after_first(shape: Shape) -> Shape:
+    """Return the shape of one draw for each channel (the first per-row axis), shared over the rest."""
+    return shape[:1] + (1,) * (len(shape) - 1)
