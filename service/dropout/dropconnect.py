@@ -15,7 +15,7 @@ from service.dropout.variant import Kind, MaskedWeight, scaled_keep
 class DropConnect(MaskedWeight):
     """Drop single weights and biases: u = (M / q ∘ [W b]) [x; 1], M ~ Bernoulli(q) (Wan et al. 2013).
 
-    The paper trains without 1 / q and scales the mean by q; with W stored as the paper's q W the two are the same function.
+    The paper trains without 1 / q and scales the mean by q; with W stored as the paper's q W it is the same function.
     """
 
     name = "dropconnect"
@@ -73,7 +73,7 @@ class DropConnectLinear(nn.Linear):
         out_features: Size of the last axis of the output.
         bias: Whether there is a bias; it is masked too.
         p: The probability of dropping a weight, 0 ≤ p < 1.
-        sampled: Whether it is served by Gaussian sampled inference (Wan et al. 2013, Algorithm 2) rather than exact masks.
+        sampled: Whether Gaussian sampled inference (Wan et al. 2013, Algorithm 2) serves it, rather than exact masks.
     """
 
     def __init__(

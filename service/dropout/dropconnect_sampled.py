@@ -1,4 +1,4 @@
-"""DropConnect's Gaussian sampled inference; it does not average inside the layer: every pass goes on through the network."""
+"""DropConnect's Gaussian sampled inference; it does not average inside the layer: every pass goes on."""
 
 from dataclasses import dataclass
 

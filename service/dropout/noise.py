@@ -2,9 +2,10 @@
 
 It does not know what the numbers are for: variants draw from a stream, the engine says which passes and rows.
 
-Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") runs in counter mode. Its key is BLAKE2b-128 of
-(domain, seed, site); its 256-bit counter is (pass · stride + block, 0, row + 1 or 0 in pass scope, 0). A block is eight 32-bit words and
-each number takes one word, so that every pass starts at a block of its own and passes can be drawn in any order and grouping.
+Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") runs in counter mode. Its key is
+BLAKE2b-128 of (domain, seed, site); its 256-bit counter is (pass · stride + block, 0, row + 1 or 0 in pass scope, 0).
+A block is eight 32-bit words and each number takes one word, so that every pass starts at a block of its own and passes
+can be drawn in any order and grouping.
 """
 
 from collections.abc import Sequence
@@ -76,8 +77,7 @@ class Stream:
     def _flat_words(self, key: tuple[int, int], count: int) -> NDArray[np.uint32]:
         stride = -(-count // _WORDS_PER_BLOCK)
         rows = [_run(key, self.first_pass * stride, row, self.passes * stride) for row in self._counter_rows()]
-        words = np.stack([row.reshape(self.passes, -1)[:, :count] for row in rows], axis=1)
-        return words
+        return np.stack([row.reshape(self.passes, -1)[:, :count] for row in rows], axis=1)
 
     def _open_ended_words(self, key: tuple[int, int], count: int) -> NDArray[np.uint32]:
         blocks = -(-count // _WORDS_PER_BLOCK)

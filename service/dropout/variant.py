@@ -2,8 +2,8 @@
 
 It does not know graphs, passes in flight, or where in a network a site stands.
 
-Every variant file has the same parts in the same order: equation, what is sampled and shared, defaults, `draw`, `apply`,
-`mean`, `variance`, and, where torch has none, the layer to train with.
+Every variant file has the same parts in the same order: equation, what is sampled and shared, defaults, `draw`,
+`apply`, `mean`, `variance`, and, where torch has none, the layer to train with.
 """
 
 from abc import ABC, abstractmethod

@@ -1,0 +1,1 @@
+"""The engine: a network as a pure function of its noise; it does not know files or the wire."""
