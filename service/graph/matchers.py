@@ -1,0 +1,185 @@
+"""The patterns that hold randomness, in order, each rewritten to sites; it does not know what a plan switches on.
+
+    dropout(x, p, _)                                → site(x)
+    native_dropout(x, p, _)[0]                      → site(x)
+    dropconnect_linear(x, W, b, p, …)               → linear(x, W, b), the site being W
+    bernoulli_(empty, q) → div_(·, q) → mul(x, ·)   → site(x)        timm, torchvision
+    rand + q → floor_ → mul(div(x, q), ·)           → site(x)        Hugging Face
+    scaled_dot_product_attention(Q, K, V, …)        → site(softmax(Q Kᵀ)) V
+    lstm, gru, rnn of n layers                      → layer → site → layer → … → layer
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from service.dropout import Kind
+from service.graph.recurrent import RECURRENT, unroll_layers
+from service.graph.shapes import BATCH, Dims
+from service.graph.sites import Canon, operand
+
+aten = torch.ops.aten
+thinnet = torch.ops.thinnet
+
+_DROPOUTS: dict[Any, tuple[str, str, bool]] = {  # operator → variant, name of the site, in place
+    aten.dropout.default: ("bernoulli", "dropout", False),
+    aten.dropout_.default: ("bernoulli", "dropout", True),
+    aten.feature_dropout.default: ("spatial", "dropout", False),
+    aten.feature_dropout_.default: ("spatial", "dropout", True),
+    aten.alpha_dropout.default: ("alpha", "dropout", False),
+    aten.alpha_dropout_.default: ("alpha", "dropout", True),
+    aten.feature_alpha_dropout.default: ("feature-alpha", "dropout", False),
+    aten.feature_alpha_dropout_.default: ("feature-alpha", "dropout", True),
+    thinnet.gaussian_dropout.default: ("gaussian", "dropout", False),
+    thinnet.uniform_dropout.default: ("uniform", "dropout", False),
+}
+_WITHOUT_CHANNELS = {"spatial": "bernoulli", "feature-alpha": "alpha"}
+_SOFTMAX = (aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
+
+
+def canonicalise(canon: Canon) -> None:
+    """Rewrite every pattern that holds randomness; what none of them claims is left for the verifier."""
+    for node in list(canon.graph.nodes):
+        if node.op == "call_function" and not node._erased:
+            for target, rewrite in _REWRITES:
+                if node.target in target:
+                    rewrite(canon, node)
+                    break
+    canon.program.graph.recompile()
+
+
+def _dropout(canon: Canon, node: fx.Node) -> None:
+    variant, what, inplace = _DROPOUTS[node.target]
+    x, p = node.args[0], float(node.args[1])
+    assert isinstance(x, fx.Node)
+    dims = canon.dims(node)
+    if len(dims) < 3:
+        variant = _WITHOUT_CHANNELS.get(variant, variant)
+    kind = Kind.ATTENTION if x.target in _SOFTMAX else Kind.ACTIVATION
+    canon.replace(node, canon.place(node, x, dims, kind, variant, p, what, inplace))
+
+
+def _native_dropout(canon: Canon, node: fx.Node) -> None:
+    x, p = node.args[0], float(node.args[1])
+    users = {user.args[1]: user for user in node.users if user.op == "call_function"}
+    if 1 in users and users[1].users:
+        return  # its mask is used elsewhere: nothing here can stand for it
+    assert isinstance(x, fx.Node)
+    site = canon.place(node, x, canon.dims(x), Kind.ACTIVATION, "bernoulli", p, "dropout")
+    for index, user in users.items():
+        if index == 0:
+            canon.replace(user, site)
+        else:
+            canon.graph.erase_node(user)
+    canon.graph.erase_node(node)
+
+
+def _dropconnect_linear(canon: Canon, node: fx.Node) -> None:
+    x, weight, bias, p, sampled = node.args[:5]
+    with canon.graph.inserting_before(node):
+        product = canon.graph.call_function(aten.linear.default, (x, weight, bias))
+    product.meta = dict(node.meta)
+    assert isinstance(weight, fx.Node)
+    canon.trained[weight] = ("dropconnect-sampled" if sampled else "dropconnect", float(p))
+    canon.replace(node, product)
+
+
+def _bernoulli_path(canon: Canon, node: fx.Node) -> None:
+    """Claim x · (b / q) where b ~ Bernoulli(q) has one entry for each row, or one for all."""
+    q = operand(node, 1, 0.5)
+    scaled = _only_user(node, (aten.div_.Tensor, aten.div_.Scalar, aten.div.Tensor, aten.div.Scalar))
+    if not isinstance(q, float) or scaled is None or scaled.args[1] != q or not _one_for_each_row(canon, node):
+        return
+    product = _only_user(scaled, (aten.mul.Tensor,))
+    if product is not None:
+        x = next(arg for arg in product.args if arg is not scaled)
+        _replace_branch(canon, product, x, q, [scaled, node, *_sources(node)])
+
+
+def _rand_path(canon: Canon, node: fx.Node) -> None:
+    """Claim (x / q) · ⌊q + u⌋ where u ~ U(0, 1) has one entry for each row, or one for all."""
+    shifted = _only_user(node, (aten.add.Tensor, aten.add_.Tensor, aten.add.Scalar))
+    floored = _only_user(shifted, (aten.floor_.default, aten.floor.default)) if shifted is not None else None
+    product = _only_user(floored, (aten.mul.Tensor,)) if floored is not None else None
+    if shifted is None or floored is None or product is None or not _one_for_each_row(canon, node):
+        return
+    q = shifted.args[1]
+    divided = next(arg for arg in product.args if arg is not floored)
+    is_division = isinstance(divided, fx.Node) and divided.target in (aten.div.Tensor, aten.div.Scalar)
+    if isinstance(q, float) and is_division and divided.args[1] == q:
+        _replace_branch(canon, product, divided.args[0], q, [floored, shifted, node])
+
+
+def _replace_branch(canon: Canon, product: fx.Node, x: Any, q: float, claimed: list[fx.Node]) -> None:
+    site = canon.place(product, x, canon.dims(product), Kind.RESIDUAL, "drop-path", round(1 - q, 12), "drop_path")
+    canon.replace(product, site)
+    for node in claimed:
+        if not node.users:
+            canon.graph.erase_node(node)
+
+
+def _sources(node: fx.Node) -> list[fx.Node]:
+    return [arg for arg in node.all_input_nodes if arg.target in (aten.empty.memory_format, aten.new_empty.default)]
+
+
+def _only_user(node: fx.Node | None, targets: tuple[Any, ...]) -> fx.Node | None:
+    users = list(node.users) if node is not None else []
+    return users[0] if len(users) == 1 and users[0].target in targets else None
+
+
+def _one_for_each_row(canon: Canon, node: fx.Node) -> bool:
+    first, *rest = canon.dims(node) or (None,)
+    return first in (1, BATCH) and all(dim == 1 for dim in rest)
+
+
+def attention_probabilities(
+    query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scale: float | None, grouped: bool
+) -> Tensor:
+    """Return softmax(Q Kᵀ · scale + mask) [..., H, Lq, Lk] as scaled_dot_product_attention defines it."""
+    if grouped:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if causal:
+        below = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~below, float("-inf"))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    probabilities: Tensor = aten._safe_softmax.default(scores, -1)
+    return probabilities
+
+
+def attention_values(probabilities: Tensor, value: Tensor, grouped: bool) -> Tensor:
+    """Return the probabilities' weighted sum of the values [..., H, Lq, E]."""
+    if grouped:
+        value = value.repeat_interleave(probabilities.shape[-3] // value.shape[-3], -3)
+    return probabilities @ value
+
+
+def _attention(canon: Canon, node: fx.Node) -> None:
+    query, key, value = node.args[:3]
+    assert isinstance(query, fx.Node)
+    assert isinstance(key, fx.Node)
+    grouped = bool(node.kwargs.get("enable_gqa", False))
+    settings = (operand(node, 3), bool(operand(node, 5, False)), node.kwargs.get("scale"), grouped)
+    dims: Dims = (*canon.dims(query)[:-1], canon.dims(key)[-2])
+    with canon.graph.inserting_before(node):
+        probabilities = canon.graph.call_function(attention_probabilities, (query, key, *settings))
+    p = float(operand(node, 4, 0.0))
+    site = canon.place(node, probabilities, dims, Kind.ATTENTION, "bernoulli", p, "attention")
+    with canon.graph.inserting_before(node):
+        mixed = canon.graph.call_function(attention_values, (site, value, grouped))
+    canon.replace(node, mixed)
+
+
+_Rewrite = Callable[[Canon, fx.Node], None]
+_REWRITES: tuple[tuple[tuple[Any, ...], _Rewrite], ...] = (
+    (tuple(_DROPOUTS), _dropout),
+    ((aten.native_dropout.default,), _native_dropout),
+    ((thinnet.dropconnect_linear.default,), _dropconnect_linear),
+    ((aten.bernoulli_.float, aten.bernoulli.p), _bernoulli_path),
+    ((aten.rand.default,), _rand_path),
+    ((aten.scaled_dot_product_attention.default,), _attention),
+    (RECURRENT, unroll_layers),
+)

@@ -1,0 +1,207 @@
+"""Write a plan into the canonical graph: each active site becomes `apply(x, noise)`, its noise an input of the graph.
+
+It does not know how noise is drawn or how passes run together.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import getitem
+from typing import Any
+
+import sympy
+from torch import Tensor, fx
+
+from service.dropout import DropConnect, Variant
+from service.dropout.variant import ActivationVariant, MaskedWeight, SampledProduct
+from service.graph.capture import Captured
+from service.graph.layout import Layout
+from service.graph.shapes import BatchAxis, Dims, row_dims
+from service.graph.sites import SITE, WeightSite, activation_site
+
+ROWS = "rows"
+
+
+@dataclass(frozen=True)
+class NoiseInput:
+    """A noise input of the rewritten graph.
+
+    Attributes:
+        placeholder: Its name in the graph.
+        site: The site it is for.
+        variant: What draws it.
+        dims: The site's shape for one row.
+        has_rows: Whether the site's tensor has a batch axis; a weight's has none.
+    """
+
+    placeholder: str
+    site: str
+    variant: Variant
+    dims: Dims
+    has_rows: bool
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A graph whose placeholders are the inputs, the number of rows, and the noise of every active site."""
+
+    module: fx.GraphModule
+    noises: tuple[NoiseInput, ...]
+    notes: tuple[str, ...]
+
+
+class Apply:
+    """Let a variant act on tensors whose rows may be on any axis, for one pass or for several folded into the rows.
+
+    Noise is [R, …] for one pass and [S, R, …] for S passes folded, R being 1 or the number of rows.
+    """
+
+    def __init__(self, variant: ActivationVariant | SampledProduct, batch: BatchAxis | None) -> None:
+        self.variant = variant
+        self.batch = batch
+        self.__name__ = f"apply_{variant.name.replace('-', '_')}"
+
+    def __call__(self, rows: int, noise: Tensor, *tensors: Tensor) -> Tensor:
+        """Act on tensors of `rows` rows in all; one that holds a single pass's rows is shared by all passes."""
+        passes = noise.shape[0]
+        fronted = [self._rows_in_front(each, rows) for each in tensors]
+        folded = noise.dim() > fronted[0].dim()
+        if folded:
+            fronted = [each.unflatten(0, (passes, -1)) if len(each) == rows else each[None] for each in fronted]
+        y = self.variant.apply(*fronted, noise.to(fronted[0].dtype) if noise.is_floating_point() else noise)
+        return self._rows_back(y.flatten(0, 1) if folded else y)
+
+    def _rows_in_front(self, x: Tensor, rows: int) -> Tensor:
+        if self.batch is None:
+            return x[None]
+        axis = self.batch.axis
+        if self.batch.factor == 1:
+            return x.movedim(axis, 0)
+        if self.batch.row_major:
+            return x.unflatten(axis, (rows, -1)).movedim((axis, axis + 1), (0, 1))
+        return x.unflatten(axis, (-1, rows)).movedim((axis + 1, axis), (0, 1))
+
+    def _rows_back(self, y: Tensor) -> Tensor:
+        if self.batch is None:
+            return y[0]
+        axis = self.batch.axis
+        if self.batch.factor == 1:
+            return y.movedim(0, axis)
+        if self.batch.row_major:
+            return y.movedim((0, 1), (axis, axis + 1)).flatten(axis, axis + 1)
+        return y.movedim((0, 1), (axis + 1, axis)).flatten(axis, axis + 1)
+
+
+class MaskColumns:
+    """Let a masked-weight variant act on a parameter with its own columns of the site's noise [1, out, in + biases]."""
+
+    def __init__(self, variant: MaskedWeight, columns: slice | int) -> None:
+        self.variant = variant
+        self.columns = columns
+        self.__name__ = f"mask_{variant.name.replace('-', '_')}"
+
+    def __call__(self, parameter: Tensor, noise: Tensor) -> Tensor:
+        """Return the parameter as one pass has it."""
+        return self.variant.apply(parameter, noise[0][:, self.columns].to(parameter.dtype))
+
+
+def rewrite(captured: Captured, layouts: Mapping[str, Layout], plan: Mapping[str, Variant]) -> Rewritten:
+    """Return the graph of a plan.
+
+    Args:
+        captured: The network.
+        layouts: Its nodes' layouts.
+        plan: The variant of each active site, by name; sites left out are off.
+    """
+    old = captured.program.graph
+    graph = fx.Graph()
+    copies: dict[fx.Node, Any] = {node: graph.node_copy(node) for node in captured.program.placeholders()}
+    rows = graph.placeholder(ROWS)
+    writer = _Writer(graph, rows, layouts, copies)
+    weights = [site for site in captured.weights if site.site.name in plan]
+    writer.declare(captured, plan, weights)
+    for node in old.graph.nodes:
+        if node.op != "placeholder":
+            writer.write(node)
+    graph.lint()
+    return Rewritten(fx.GraphModule(old, graph), tuple(writer.noises), tuple(writer.notes))
+
+
+class _Writer:
+    def __init__(
+        self, graph: fx.Graph, rows: fx.Node, layouts: Mapping[str, Layout], copies: dict[fx.Node, Any]
+    ) -> None:
+        self.graph, self.rows, self.layouts, self.copies = graph, rows, layouts, copies
+        self.noises: list[NoiseInput] = []
+        self.notes: list[str] = []
+        self.variants: dict[fx.Node, tuple[Variant, fx.Node]] = {}  # activation site → its variant and noise
+        self.products: dict[fx.Node, tuple[SampledProduct, fx.Node]] = {}  # linear → its variant and noise
+        self.masks: dict[tuple[fx.Node, fx.Node], tuple[MaskColumns, fx.Node]] = {}  # (parameter, use) → its mask
+        self.masked: dict[tuple[fx.Node, MaskColumns], fx.Node] = {}
+
+    def declare(self, captured: Captured, plan: Mapping[str, Variant], weights: list[WeightSite]) -> None:
+        """Make the noise placeholders, which stand before all other nodes."""
+        for node in captured.program.graph.graph.nodes:
+            if node.target is activation_site and node.meta[SITE].site.name in plan:
+                located = node.meta[SITE]
+                variant, batch = plan[located.site.name], self.layouts[node.name].batch
+                noise = self._noise(located.site.name, variant, row_dims(located.dims, located.batch), batch is not None)
+                self.variants[node] = (variant, noise)
+        for site in weights:
+            self._declare_weight(site, plan[site.site.name])
+
+    def _declare_weight(self, site: WeightSite, variant: Variant) -> None:
+        if isinstance(variant, SampledProduct) and not site.rows_and_features:
+            self.notes.append(f"{site.site.name}: exact masks stand in, its input has axes besides rows and features")
+            variant = DropConnect(variant.p)
+        dims: Dims = tuple(sympy.Integer(size) for size in site.site.shape)
+        noise = self._noise(site.site.name, variant, dims, isinstance(variant, SampledProduct))
+        if isinstance(variant, SampledProduct):
+            self.products[site.uses[0].node] = (variant, noise)
+            return
+        assert isinstance(variant, MaskedWeight)
+        whole = MaskColumns(variant, slice(0, site.parameter.meta["val"].shape[1]))
+        own = {name: MaskColumns(variant, column) for name, column in site.columns.items()}
+        for user in site.parameter.users:
+            self.masks[site.parameter, user] = (whole, noise)
+        for use in site.uses:
+            if use.bias is not None and (mask := own.get(use.bias.meta.get("state_name", ""))):
+                self.masks[use.bias, use.node] = (mask, noise)
+
+    def _noise(self, site: str, variant: Variant, dims: Dims, has_rows: bool) -> fx.Node:
+        node = self.graph.placeholder(f"noise_{len(self.noises)}")
+        self.noises.append(NoiseInput(str(node.target), site, variant, dims, has_rows))
+        return node
+
+    def write(self, node: fx.Node) -> None:
+        """Copy a node, or write what the plan makes of it."""
+        if node.target is activation_site:
+            self.copies[node] = self._activation(node)
+        elif node in self.products:
+            self.copies[node] = self._product(node)
+        elif node.op == "output":
+            self.graph.output(fx.map_arg(node.args[0], lambda old: self.copies[old]))
+        else:
+            self.copies[node] = self.graph.node_copy(node, lambda old: self._operand(old, node))
+
+    def _activation(self, node: fx.Node) -> fx.Node:
+        x = self.copies[node.args[0]]  # type: ignore[index] # a site's argument is a node
+        if node not in self.variants:
+            return x  # type: ignore[no-any-return] # a node
+        variant, noise = self.variants[node]
+        assert isinstance(variant, ActivationVariant)
+        return self.graph.call_function(Apply(variant, self.layouts[node.name].batch), (self.rows, noise, x))
+
+    def _product(self, node: fx.Node) -> fx.Node:
+        variant, noise = self.products[node]
+        operands = tuple(self.copies[each] if isinstance(each, fx.Node) else each for each in (*node.args, None)[:3])
+        moments = self.graph.call_function(variant.moments, operands)
+        parts = [self.graph.call_function(getitem, (moments, index)) for index in range(2)]
+        return self.graph.call_function(Apply(variant, BatchAxis(0)), (self.rows, noise, *parts))
+
+    def _operand(self, old: fx.Node, user: fx.Node) -> fx.Node:
+        if (old, user) not in self.masks:
+            return self.copies[old]  # type: ignore[no-any-return] # a node
+        mask, noise = self.masks[old, user]
+        if (old, mask) not in self.masked:
+            self.masked[old, mask] = self.graph.call_function(mask, (self.copies[old], noise))
+        return self.masked[old, mask]
