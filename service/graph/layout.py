@@ -1,8 +1,8 @@
 """Which axis of every value in a graph holds the rows, found by running it; it does not know sites or plans.
 
 Symbols alone cannot tell: an axis of size 2 · B looks the same whether a row's two entries are neighbours or B apart. So
-the graph runs on two batch sizes, to see which axes grow, and once more with a single row changed, to see which entries
-are that row's.
+the graph runs on two batch sizes, to see which axes grow, and again with a single row changed (to other values, then to
+NaN, which also gets through what is constant), to see which entries are that row's.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from service.errors import SelfCheckFailed
 from service.graph.shapes import BatchAxis
 
+LAYOUT = "layout"  # node.meta key: the Layout
 _ROWS = 3
 
 
@@ -33,18 +34,24 @@ class Layout:
     is_tensor: bool = True
 
 
-def find_layouts(module: fx.GraphModule, example: tuple[Tensor, ...]) -> dict[str, Layout]:
-    """Return the layout of every node by its name.
+def note_layouts(module: fx.GraphModule, example: tuple[Tensor, ...]) -> None:
+    """Note the layout of every node in its `meta`.
 
     Args:
         module: A pure graph.
         example: Inputs of two rows or more.
+
+    Raises:
+        SelfCheckFailed: The network does not run on two rows, or on three.
     """
     inputs = tuple(with_rows(each, _ROWS) for each in example)
     changed = tuple(change_row(each, _ROWS - 1) for each in inputs)
+    spoiled = tuple(_spoil_row(each, _ROWS - 1) for each in changed)
+    fewer = tuple(each[:2] for each in inputs)
     with torch.no_grad():
-        fewer, more, moved = (_values(module, each) for each in (tuple(x[:2] for x in inputs), inputs, changed))
-    return {name: _layout(fewer[name], more[name], moved[name]) for name in more}
+        few, more, *marked = (_values(module, each) for each in (fewer, inputs, changed, spoiled))
+    for node in more:
+        node.meta[LAYOUT] = _layout(few[node], more[node], [values[node] for values in marked])
 
 
 def with_rows(x: Tensor, rows: int) -> Tensor:
@@ -65,16 +72,23 @@ def change_row(x: Tensor, row: int) -> Tensor:
     return y
 
 
-def _values(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+def _spoil_row(x: Tensor, row: int) -> Tensor:
+    y = x.clone()
+    if x.dtype.is_floating_point:
+        y[row] = torch.nan
+    return y
+
+
+def _values(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[fx.Node, Any]:
     interpreter = fx.Interpreter(module, garbage_collect_values=False)
     try:
         interpreter.run(*inputs)
     except Exception as error:
         raise SelfCheckFailed(f"the network does not run on {len(inputs[0])} rows: {error}") from error
-    return {node.name: value for node, value in interpreter.env.items() if node.op != "output"}
+    return {node: value for node, value in interpreter.env.items() if node.op != "output"}
 
 
-def _layout(fewer: Any, more: Any, moved: Any) -> Layout:
+def _layout(fewer: Any, more: Any, marked: list[Any]) -> Layout:
     if not isinstance(more, Tensor):
         return Layout(is_tensor=False, batch=BatchAxis(0) if isinstance(more, int) and fewer != more else None)
     grown = [axis for axis, (a, b) in enumerate(zip(fewer.shape, more.shape, strict=True)) if a != b]
@@ -86,7 +100,8 @@ def _layout(fewer: Any, more: Any, moved: Any) -> Layout:
     factor = more.shape[axis] // _ROWS
     if factor == 1:
         return Layout(BatchAxis(axis))
-    return _with_factor(axis, factor, more, moved)
+    found = (_with_factor(axis, factor, more, each) for each in marked)
+    return next((layout for layout in found if not layout.entangled), Layout(entangled=True))
 
 
 def _with_factor(axis: int, factor: int, more: Tensor, moved: Tensor) -> Layout:

@@ -13,8 +13,9 @@ from torch import Tensor, fx
 
 from service.dropout import DropConnect, Variant
 from service.dropout.variant import ActivationVariant, MaskedWeight, SampledProduct
+from service.errors import InvalidPlan
 from service.graph.capture import Captured
-from service.graph.layout import Layout
+from service.graph.layout import LAYOUT, Layout
 from service.graph.shapes import BatchAxis, Dims, row_dims
 from service.graph.sites import SITE, WeightSite, activation_site
 
@@ -104,19 +105,21 @@ class MaskColumns:
         return self.variant.apply(parameter, noise[0][:, self.columns].to(parameter.dtype))
 
 
-def rewrite(captured: Captured, layouts: Mapping[str, Layout], plan: Mapping[str, Variant]) -> Rewritten:
+def rewrite(captured: Captured, plan: Mapping[str, Variant]) -> Rewritten:
     """Return the graph of a plan.
 
     Args:
-        captured: The network.
-        layouts: Its nodes' layouts.
+        captured: The network, its layouts noted.
         plan: The variant of each active site, by name; sites left out are off.
+
+    Raises:
+        InvalidPlan: Rows cannot be told apart at an active site.
     """
     old = captured.program.graph
     graph = fx.Graph()
     copies: dict[fx.Node, Any] = {node: graph.node_copy(node) for node in captured.program.placeholders()}
     rows = graph.placeholder(ROWS)
-    writer = _Writer(graph, rows, layouts, copies)
+    writer = _Writer(graph, rows, copies)
     weights = [site for site in captured.weights if site.site.name in plan]
     writer.declare(captured, plan, weights)
     for node in old.graph.nodes:
@@ -127,10 +130,8 @@ def rewrite(captured: Captured, layouts: Mapping[str, Layout], plan: Mapping[str
 
 
 class _Writer:
-    def __init__(
-        self, graph: fx.Graph, rows: fx.Node, layouts: Mapping[str, Layout], copies: dict[fx.Node, Any]
-    ) -> None:
-        self.graph, self.rows, self.layouts, self.copies = graph, rows, layouts, copies
+    def __init__(self, graph: fx.Graph, rows: fx.Node, copies: dict[fx.Node, Any]) -> None:
+        self.graph, self.rows, self.copies = graph, rows, copies
         self.noises: list[NoiseInput] = []
         self.notes: list[str] = []
         self.variants: dict[fx.Node, tuple[Variant, fx.Node]] = {}  # activation site → its variant and noise
@@ -143,8 +144,11 @@ class _Writer:
         for node in captured.program.graph.graph.nodes:
             if node.target is activation_site and node.meta[SITE].site.name in plan:
                 located = node.meta[SITE]
-                variant, batch = plan[located.site.name], self.layouts[node.name].batch
-                noise = self._noise(located.site.name, variant, row_dims(located.dims, located.batch), batch is not None)
+                variant, layout = plan[located.site.name], node.meta[LAYOUT]
+                if layout.entangled:
+                    raise InvalidPlan(f"site {located.site.name!r}: rows cannot be told apart there; switch it off")
+                dims = row_dims(located.dims, located.batch)
+                noise = self._noise(located.site.name, variant, dims, layout.batch is not None)
                 self.variants[node] = (variant, noise)
         for site in weights:
             self._declare_weight(site, plan[site.site.name])
@@ -189,13 +193,15 @@ class _Writer:
             return x  # type: ignore[no-any-return] # a node
         variant, noise = self.variants[node]
         assert isinstance(variant, ActivationVariant)
-        return self.graph.call_function(Apply(variant, self.layouts[node.name].batch), (self.rows, noise, x))
+        return self.graph.call_function(Apply(variant, node.meta[LAYOUT].batch), (self.rows, noise, x))
 
     def _product(self, node: fx.Node) -> fx.Node:
         variant, noise = self.products[node]
         operands = tuple(self.copies[each] if isinstance(each, fx.Node) else each for each in (*node.args, None)[:3])
         moments = self.graph.call_function(variant.moments, operands)
         parts = [self.graph.call_function(getitem, (moments, index)) for index in range(2)]
+        for part in parts:
+            part.meta[LAYOUT] = Layout(BatchAxis(0))
         return self.graph.call_function(Apply(variant, BatchAxis(0)), (self.rows, noise, *parts))
 
     def _operand(self, old: fx.Node, user: fx.Node) -> fx.Node:

@@ -1,0 +1,199 @@
+"""One plan of one network, ready to run: cut, its fastest correct way of running passes chosen, and checked.
+
+It does not know outputs' meaning. Every way of running is compared at once, pass by pass, with the whole graph uncut, on
+inputs that the capture has not seen; the first of folded, vmapped and looped that agrees is used.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from service.dropout import Stream, Variant
+from service.errors import SelfCheckFailed
+from service.graph.capture import Captured, close
+from service.graph.layout import change_row, with_rows
+from service.graph.passes import RUNNERS, Mode, can_fold
+from service.graph.rewrite import NoiseInput, Rewritten, rewrite
+from service.graph.shapes import Symbols
+from service.graph.split import Split, split
+
+_CHECK_ROWS = 3
+_CHECK_PASSES = 2
+_CHECK_SEED = 1
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which noise to draw.
+
+    Attributes:
+        seed: The request's seed.
+        first_pass: Index of the first pass.
+        passes: How many, S.
+        rows: Row indices for row scope; None for pass scope.
+    """
+
+    seed: int
+    first_pass: int
+    passes: int
+    rows: Sequence[int] | None
+
+
+class Compiled:
+    """A plan of a network.
+
+    Attributes:
+        notes: What the caller should know, such as sites where another form stands in.
+        stochastic: For each output, whether noise reaches it.
+    """
+
+    def __init__(self, captured: Captured, plan: Mapping[str, Variant]) -> None:
+        self._captured = captured
+        self._rewritten: Rewritten = rewrite(captured, plan)
+        self._split: Split = split(self._rewritten)
+        self._modes: dict[bool, Mode] = {}
+        self.notes = self._rewritten.notes
+        self.stochastic = self._split.stochastic
+
+    def trunk(self, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        """Run what no noise reaches, once."""
+        with torch.no_grad():
+            values: tuple[Any, ...] = self._split.trunk(*inputs, len(inputs[0]))
+        return values
+
+    def run(self, values: tuple[Any, ...], shapes: Sequence[tuple[int, ...]], draw: Draw) -> list[Tensor]:
+        """Run passes; every output [S, B, …], an output that no noise reaches as a view of its one value.
+
+        Args:
+            values: What `trunk` returned.
+            shapes: The inputs' shapes.
+            draw: Which passes, and the noise for them.
+        """
+        device = self._captured.example[0].device
+        noises = draw_noises(self._rewritten.noises, self._captured.symbols, shapes, draw, device)
+        count, rows = len(self._split.boundaries), shapes[0][0]
+        run = RUNNERS[self.mode(per_row=draw.rows is not None)]
+        with torch.no_grad():
+            reached = iter(run(self._split, values[:count], noises, rows))
+        fixed = iter(values[count:])
+        return [next(reached) if noisy else _spread(next(fixed), draw.passes) for noisy in self.stochastic]
+
+    def mode(self, per_row: bool) -> Mode:
+        """Return how passes run, found at first use by comparison with the whole graph.
+
+        Raises:
+            SelfCheckFailed: No way of running agrees with the whole graph.
+        """
+        if per_row not in self._modes:
+            self._modes[per_row] = self._choose(per_row)
+        return self._modes[per_row]
+
+    def _choose(self, per_row: bool) -> Mode:
+        inputs = fresh_inputs(self._captured.example)
+        rows = range(_CHECK_ROWS) if per_row else None
+        draw = Draw(_CHECK_SEED, 0, _CHECK_PASSES, rows)
+        shapes = [tuple(each.shape) for each in inputs]
+        noises = draw_noises(self._rewritten.noises, self._captured.symbols, shapes, draw, inputs[0].device)
+        expected = self._whole(inputs, noises, per_row)
+        values = self.trunk(inputs)[: len(self._split.boundaries)]
+        reasons = []
+        for mode in self._candidates(per_row):
+            try:
+                with torch.no_grad():
+                    found = RUNNERS[mode](self._split, values, noises, _CHECK_ROWS)
+            except Exception as error:  # torch names no narrower class for what vmap cannot do
+                reasons.append(f"{mode}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+                continue
+            if all(close(mine, theirs) for mine, theirs in zip(found, expected, strict=True)):
+                return mode
+            reasons.append(f"{mode}: its passes differ from the whole graph's")
+        raise SelfCheckFailed(f"no way of running several passes agrees with the whole graph ({'; '.join(reasons)})")
+
+    def _candidates(self, per_row: bool) -> list[Mode]:
+        foldable = can_fold(self._split) and all(noise.has_rows for noise in self._rewritten.noises)
+        others = [Mode.ROWS_VMAPPED, Mode.ROWS_LOOPED] if per_row else [Mode.VMAPPED, Mode.LOOPED]
+        return [Mode.FOLDED, *others] if foldable else others
+
+    def _whole(self, inputs: tuple[Tensor, ...], noises: list[Tensor], per_row: bool) -> list[Tensor]:
+        """Run the uncut graph pass by pass (and row by row in row scope); only the outputs that noise reaches."""
+        module = self._rewritten.module
+        passes = []
+        with torch.no_grad():
+            for index in range(_CHECK_PASSES):
+                own = [noise[index] for noise in noises]
+                if per_row:
+                    singles = [
+                        module(*(x[row : row + 1] for x in inputs), 1, *(noise[row : row + 1] for noise in own))
+                        for row in range(_CHECK_ROWS)
+                    ]
+                    passes.append(tuple(torch.cat(each) for each in zip(*singles, strict=True)))
+                else:
+                    passes.append(module(*inputs, _CHECK_ROWS, *own))
+        stacked = [torch.stack(each) for each in zip(*passes, strict=True)]
+        return [output for output, noisy in zip(stacked, self.stochastic, strict=True) if noisy]
+
+    @cached_property
+    def bytes_per_row(self) -> int:
+        """Memory that one row of one pass needs in the suffix at its peak, measured on the example."""
+        inputs = fresh_inputs(self._captured.example)
+        values = self.trunk(inputs)[: len(self._split.boundaries)]
+        shapes = [tuple(each.shape) for each in inputs]
+        draw = Draw(_CHECK_SEED, 0, 1, None)
+        noises = draw_noises(self._rewritten.noises, self._captured.symbols, shapes, draw, inputs[0].device)
+        meter = _Meter(self._split.suffix)
+        with torch.no_grad():
+            meter.run(*values, _CHECK_ROWS, *(noise[0] for noise in noises))
+        return max(1, meter.peak // _CHECK_ROWS)
+
+
+class _Meter(fx.Interpreter):
+    """Run a graph and note the most memory that was alive."""
+
+    peak = 0
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        alive = sum(each.numel() * each.element_size() for each in (*self.env.values(), value) if isinstance(each, Tensor))
+        self.peak = max(self.peak, alive)
+        return value
+
+
+def draw_noises(
+    noises: Sequence[NoiseInput],
+    symbols: Symbols,
+    shapes: Sequence[tuple[int, ...]],
+    draw: Draw,
+    device: torch.device,
+) -> list[Tensor]:
+    """Draw the noise of every active site: [S, R, …] each."""
+    drawn = []
+    for noise in noises:
+        growing = frozenset(axis for axis, dim in enumerate(noise.dims) if symbols.is_growing(dim))
+        stream = Stream(draw.seed, noise.site, draw.first_pass, draw.passes, draw.rows, growing, device)
+        drawn.append(noise.variant.draw(stream, symbols.lengths(noise.dims, shapes)))
+    return drawn
+
+
+def fresh_inputs(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return inputs of three rows that differ from the example's in every row."""
+    inputs = tuple(with_rows(each, _CHECK_ROWS) for each in example)
+    for row in range(_CHECK_ROWS):
+        inputs = tuple(change_row(each, row) for each in inputs)
+    return inputs
+
+
+def couples_rows(captured: Captured) -> bool:
+    """Tell whether a row's answer depends on the other rows of its batch."""
+    inputs = fresh_inputs(captured.example)
+    with torch.no_grad():
+        together = captured.program.graph(*inputs)
+        alone = captured.program.graph(*(each[:1] for each in inputs))
+    return not all(close(one, several[:1]) for one, several in zip(alone, together, strict=True))
+
+
+def _spread(value: Tensor, passes: int) -> Tensor:
+    return value[None].expand(passes, *value.shape)

@@ -1,0 +1,148 @@
+"""Which variant acts at which site: what the caller asked for, checked against what fits; it does not run anything.
+
+`variant="trained"` is what the network was trained with. Another variant replaces the whole plan: it goes to the trained
+sites that it fits or, if it fits none of them, to every site that it fits; all other sites are off. `sites` then adds or
+overrides one by one.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from service.dropout import BY_NAME, Variant
+from service.errors import InvalidPlan, NoActiveSite
+from service.graph.sites import Site
+
+TRAINED = "trained"
+OFF = "off"
+Override = str | float | Mapping[str, Any] | None
+Plan = dict[str, Variant]
+
+
+def make_plan(
+    sites: Sequence[Site],
+    variant: str | None = TRAINED,
+    p: float | None = None,
+    overrides: Mapping[str, Override] | None = None,
+) -> Plan:
+    """Return the variant of every active site, by the site's name.
+
+    Args:
+        sites: The network's sites.
+        variant: `trained`, or the name of the variant that replaces the whole plan.
+        p: A drop rate that replaces every rate of the plan; None keeps the trained ones, or the variant's default.
+        overrides: By site: a variant's name, a rate, a mapping of `variant` and its parameters, or `off` (or None).
+
+    Raises:
+        InvalidPlan: A variant, rate or site is unknown or does not fit.
+        NoActiveSite: The plan leaves nothing random.
+    """
+    plan = _whole_plan(sites, variant or TRAINED, p)
+    by_name = {site.name: site for site in sites}
+    for name, override in (overrides or {}).items():
+        if name not in by_name:
+            raise InvalidPlan(f"there is no site {name!r}{_did_you_mean(name, by_name)}; the sites are {_listed(by_name)}")
+        changed = _override(by_name[name], override, plan.get(name))
+        if changed is None:
+            plan.pop(name, None)
+        else:
+            plan[name] = changed
+    active = {name: chosen for name, chosen in plan.items() if chosen.p > 0}
+    if not active:
+        raise NoActiveSite(_no_active_site(sites, variant or TRAINED))
+    return active
+
+
+def fitting(site: Site) -> tuple[str, ...]:
+    """Return the names of the variants that fit a site."""
+    return tuple(name for name, variant in BY_NAME.items() if variant().fits(site.kind, site.shape))
+
+
+def _whole_plan(sites: Sequence[Site], variant: str, p: float | None) -> Plan:
+    if variant == TRAINED:
+        trained = [site for site in sites if site.variant is not None and site.p]
+        return {site.name: _build(site, str(site.variant), {"p": site.p if p is None else p}) for site in trained}
+    if variant == OFF:
+        return {}
+    cls = _variant_named(variant)
+    fits = [site for site in sites if cls().fits(site.kind, site.shape)]
+    if not fits:
+        raise InvalidPlan(f"variant {variant!r} fits none of the sites: {_sites_and_fits(sites)}")
+    chosen = [site for site in fits if site.variant is not None and site.p] or fits
+    return {site.name: _build(site, variant, _rate(p if p is not None else site.p)) for site in chosen}
+
+
+def _override(site: Site, override: Override, planned: Variant | None) -> Variant | None:
+    """Return what acts at a site after an override."""
+    if override is None or override == OFF:
+        return None
+    if isinstance(override, str):
+        return _build(site, override, _rate(site.p))
+    name = planned.name if planned is not None else site.variant
+    if isinstance(override, Mapping):
+        given = dict(override)
+        name = given.pop("variant", name)
+        if name == OFF:
+            return None
+        parameters = given if "p" in given else {**_rate(site.p), **given}
+    elif isinstance(override, (int, float)) and not isinstance(override, bool):
+        parameters = {"p": override}
+    else:
+        raise InvalidPlan(f"site {site.name!r}: {override!r} is neither a variant's name, a rate, a mapping nor 'off'")
+    if name is None:
+        raise InvalidPlan(f"site {site.name!r} was trained without a variant; name one: {', '.join(fitting(site))}")
+    return _build(site, name, parameters)
+
+
+def _rate(p: float | None) -> dict[str, Any]:
+    return {"p": p} if p else {}
+
+
+def _build(site: Site, name: Any, parameters: Mapping[str, Any]) -> Variant:
+    cls = _variant_named(site.variant if name == TRAINED else name)
+    known = cls().parameters()
+    for key, value in parameters.items():
+        if key not in known:
+            raise InvalidPlan(f"site {site.name!r}: {cls.name} has no parameter {key!r}; it has {', '.join(known)}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise InvalidPlan(f"site {site.name!r}: {key} = {value!r} is not a number")
+    try:
+        variant = cls(**{key: float(value) for key, value in parameters.items()})
+    except InvalidPlan as error:
+        raise InvalidPlan(f"site {site.name!r}: {error}") from None
+    if not variant.fits(site.kind, site.shape):
+        raise InvalidPlan(
+            f"variant {cls.name!r} does not fit site {site.name!r} ({site.kind}, shape {site.shape}); "
+            f"what fits: {', '.join(fitting(site)) or 'nothing'}"
+        )
+    return variant
+
+
+def _variant_named(name: Any) -> type[Variant]:
+    if name not in BY_NAME:
+        raise InvalidPlan(f"there is no variant {name!r}{_did_you_mean(str(name), BY_NAME)}; the variants are {', '.join(BY_NAME)}")
+    return BY_NAME[name]
+
+
+def _no_active_site(sites: Sequence[Site], variant: str) -> str:
+    asked = "as trained, it has no dropout" if variant == TRAINED else f"with variant {variant!r} nothing is active"
+    return (
+        f"nothing would be random ({asked}), so the variance would be a false 0; "
+        f"activate a site with `variant`, `p` or `sites`: {_sites_and_fits(sites)}"
+    )
+
+
+def _sites_and_fits(sites: Sequence[Site], most: int = 12) -> str:
+    shown = "; ".join(f"{site.name} ({', '.join(fitting(site)) or 'nothing fits'})" for site in sites[:most])
+    rest = f"; and {len(sites) - most} more" if len(sites) > most else ""
+    return (shown + rest) or "the network has no sites"
+
+
+def _listed(names: Mapping[str, Any], most: int = 20) -> str:
+    shown = list(names)[:most]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _did_you_mean(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
