@@ -56,12 +56,13 @@ class Captured:
         return [node.meta[SITE] for node in self.program.graph.graph.nodes if node.target is activation_site]
 
 
-def capture(module: nn.Module, example: Example) -> Captured:
+def capture(module: nn.Module, example: Example, device: torch.device | None = None) -> Captured:
     """Capture an `nn.Module` with every stochastic place as a site.
 
     Args:
         module: Any module; it is not changed.
         example: A batch-first tensor, a tuple of them, or keyword tensors by name.
+        device: Where to run it; None keeps the example's.
 
     Raises:
         CaptureFailed: It cannot be read as a graph, even with every submodule in eval mode.
@@ -69,7 +70,9 @@ def capture(module: nn.Module, example: Example) -> Captured:
         ImpureGraph: It has effects that cannot be proven away.
     """
     args, kwargs = _arguments(example)
-    module = copy.deepcopy(module)
+    device = device or pytree.tree_leaves((args, kwargs))[0].device
+    args, kwargs = pytree.tree_map_only(Tensor, lambda each: each.to(device), (args, kwargs))
+    module = copy.deepcopy(module).to(device)
     expected = _eval_output(module, args, kwargs)
     first: Exception | None = None
     for classes in _eval_choices(module):

@@ -4,6 +4,7 @@
 undecomposed graph is copied node by node instead. Nested graphs that change nothing at inference are inlined.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,19 @@ def read_program(exported: ExportedProgram) -> Program:
     program = Program(module, inputs, tuple(names[index] for index in keep))
     _check_outputs(program)
     return program
+
+
+def plain_outputs(exported: ExportedProgram, program: Program) -> ExportedProgram:
+    """Return the program for saving: without its example, and its outputs a plain dict whatever class held them."""
+    spec = exported.call_spec.out_spec
+    names = [name or f"unused_{index}" for index, name in enumerate(_output_names(exported))]
+    plain = copy.copy(exported)
+    plain._example_inputs = None
+    if spec is not None and spec.type not in (dict, tuple, list, None):
+        signature = exported.module_call_graph[0].signature
+        assert signature is not None
+        signature.out_spec = pytree.tree_structure({name: 0 for name in names})
+    return plain
 
 
 def _copy_inputs(exported: ExportedProgram, graph: fx.Graph, root: torch.nn.Module, copies: dict[fx.Node, Any]) -> None:

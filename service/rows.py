@@ -1,0 +1,100 @@
+"""The caller's values as the network's tensors: names, shapes, types and finiteness checked, features standardised.
+
+It does not know the wire's format or the network.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from service.errors import InvalidInput
+from service.signature import Input
+
+Given = Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+def read_rows(inputs: Sequence[Input], given: Given, device: torch.device) -> tuple[Tensor, ...]:
+    """Return one tensor for each input, checked and standardised, on the device.
+
+    Args:
+        inputs: What the network takes.
+        given: A tensor [B, …] for a single input, a tuple in the inputs' order, or a mapping by name.
+        device: Where the network is.
+
+    Raises:
+        InvalidInput: Something does not fit; the message names input, row and feature.
+    """
+    tensors = [_read_one(spec, value).to(device) for spec, value in zip(inputs, _by_order(inputs, given), strict=True)]
+    rows = {spec.name: len(tensor) for spec, tensor in zip(inputs, tensors, strict=True)}
+    if len(set(rows.values())) > 1:
+        raise InvalidInput(f"the inputs have different numbers of rows: {rows}; give every input the same rows")
+    if not tensors[0].shape[0]:
+        raise InvalidInput("there are no rows; give one at least")
+    return tuple(standardise(spec, tensor) for spec, tensor in zip(inputs, tensors, strict=True))
+
+
+def standardise(spec: Input, x: Tensor) -> Tensor:
+    """Return (x - mean) / std along the last axis, where the input has them."""
+    if not spec.mean and not spec.std:
+        return x
+    mean = torch.tensor(spec.mean or (0.0,), dtype=x.dtype, device=x.device)
+    std = torch.tensor(spec.std or (1.0,), dtype=x.dtype, device=x.device)
+    return (x - mean) / std
+
+
+def _by_order(inputs: Sequence[Input], given: Given) -> Sequence[Any]:
+    names = [spec.name for spec in inputs]
+    if isinstance(given, Mapping):
+        missing = [name for name in names if name not in given]
+        unknown = [name for name in given if name not in names]
+        if missing or unknown:
+            raise InvalidInput(f"the inputs are {names}; missing: {missing}, unknown: {unknown}")
+        return [given[name] for name in names]
+    values = list(given) if isinstance(given, tuple) else [given]
+    if len(values) != len(names):
+        raise InvalidInput(f"the network takes {len(names)} inputs ({', '.join(names)}), {len(values)} were given")
+    return values
+
+
+def _read_one(spec: Input, value: Any) -> Tensor:
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInput(f"input {spec.name!r} is not a tensor of numbers: {error}") from None
+    _check_shape(spec, tensor)
+    if tensor.dtype.is_complex or (tensor.dtype.is_floating_point and not dtype.is_floating_point):
+        raise InvalidInput(f"input {spec.name!r} wants {spec.dtype}, {tensor.dtype} was given; give whole numbers")
+    if tensor.dtype.is_floating_point:
+        check_finite(spec, tensor)
+    converted = tensor.to(dtype)
+    if dtype.is_floating_point and not bool(converted.isfinite().all()):
+        check_finite(spec, converted, f" as {spec.dtype}")
+    return converted
+
+
+def _check_shape(spec: Input, tensor: Tensor) -> None:
+    expected = ("rows", *("any" if size < 0 else size for size in spec.shape))
+    row = tuple(tensor.shape[1:])
+    fits = len(row) == len(spec.shape) and all(want in (-1, got) for want, got in zip(spec.shape, row, strict=True))
+    if tensor.dim() == 0 or not fits:
+        found, wanted = list(tensor.shape), "[" + ", ".join(map(str, expected)) + "]"
+        cure = "; put the rows in a list, even a single one" if tensor.dim() == len(spec.shape) else ""
+        raise InvalidInput(f"input {spec.name!r} has the shape {found}, it should be {wanted}{cure}")
+
+
+def check_finite(spec: Input, tensor: Tensor, how: str = "") -> None:
+    """Refuse NaN and infinity by row and feature.
+
+    Raises:
+        InvalidInput: There is one.
+    """
+    bad = (~tensor.isfinite()).nonzero()
+    if len(bad):
+        row, *place = bad[0].tolist()
+        value = tensor[tuple(bad[0].tolist())].item()
+        named = spec.features and place and len(spec.features) == tensor.shape[-1]
+        where = f"feature {spec.features[place[-1]]!r}" if named else f"position {place}" if place else "the value"
+        raise InvalidInput(f"input {spec.name!r}, row {row}, {where} is {value}{how}; give finite numbers")
