@@ -1,0 +1,70 @@
+"""Streaming central moments up to the fourth, which merge in any order; it does not know what the values mean.
+
+Merging follows Pébay (2008), "Formulas for robust, one-pass parallel computation of covariances and arbitrary-order
+statistical moments", in float64.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The count and the central sums Σ(x - mean)ᵏ of some passes, element by element.
+
+    Attributes:
+        count: How many passes, N.
+        mean: Their mean [B, …].
+        m2: Σ(x - mean)².
+        m3: Σ(x - mean)³.
+        m4: Σ(x - mean)⁴.
+    """
+
+    count: int
+    mean: Tensor
+    m2: Tensor
+    m3: Tensor
+    m4: Tensor
+
+    @staticmethod
+    def of(values: Tensor) -> "Moments":
+        """Return the moments of a chunk of passes [S, B, …]."""
+        values = values.double()
+        mean = values.mean(0)
+        mean = torch.where((values == values[0]).all(0), values[0], mean)  # equal passes: exactly no spread
+        centred = values - mean
+        square = centred.square()
+        return Moments(len(values), mean, square.sum(0), (square * centred).sum(0), square.square().sum(0))
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Return the moments of both sets of passes together."""
+        a, b = self.count, other.count
+        n = a + b
+        d = other.mean - self.mean
+        d2 = d.square()
+        m2 = self.m2 + other.m2 + d2 * (a * b / n)
+        m3 = self.m3 + other.m3 + d * d2 * (a * b * (a - b) / n**2) + 3 * d * (a * other.m2 - b * self.m2) / n
+        m4 = (
+            self.m4 + other.m4 + d2.square() * (a * b * (a * a - a * b + b * b) / n**3)
+            + 6 * d2 * (a * a * other.m2 + b * b * self.m2) / n**2 + 4 * d * (a * other.m3 - b * self.m3) / n
+        )  # fmt: skip
+        return Moments(n, self.mean + d * (b / n), m2, m3, m4)
+
+    @property
+    def variance(self) -> Tensor:
+        """The unbiased variance between passes: Σ(x - mean)² / (N - 1)."""
+        return self.m2 / (self.count - 1)
+
+    @property
+    def standard_error(self) -> Tensor:
+        """The Monte-Carlo standard error of the mean: √(variance / N)."""
+        return (self.variance / self.count).sqrt()
+
+    @property
+    def variance_standard_error(self) -> Tensor:
+        """The standard error of the variance: √((μ₄ - σ⁴ (N - 3) / (N - 1)) / N)."""
+        n = self.count
+        spread = self.m4 / n - self.variance.square() * ((n - 3) / (n - 1))
+        return (spread / n).clamp_min(0).sqrt()
