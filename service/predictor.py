@@ -18,7 +18,7 @@ from torch.export.passes import move_to_device_pass
 from service.datasheet import MAX_PASSES, MIN_PASSES, Datasheet
 from service.errors import BadRequest, InvalidInput, InvalidPlan, ModelFault, NoActiveSite, TooLarge
 from service.folder import read_card, write_folder
-from service.graph.archive import load_program
+
 from service.graph.capture import Captured, Example, capture, from_program
 from service.graph.compiled import Compiled, Draw, couples_rows
 from service.graph.layout import note_layouts
@@ -113,6 +113,8 @@ class Predictor:
             VersionNotFound, InvalidModelFolder, UnsafeArchive: What is on disk cannot be served.
         """
         card = read_card(Path(folder), version)
+        from service.graph.archive import load_program
+
         exported = load_program(card.program, sha256=card.sha256)
         if torch.device(device).type != "cpu":
             exported = move_to_device_pass(exported, torch.device(device))

@@ -67,10 +67,9 @@ def _read_one(spec: Input, value: Any) -> Tensor:
     _check_shape(spec, tensor)
     if tensor.dtype.is_complex or (tensor.dtype.is_floating_point and not dtype.is_floating_point):
         raise InvalidInput(f"input {spec.name!r} wants {spec.dtype}, {tensor.dtype} was given; give whole numbers")
-    if tensor.dtype.is_floating_point:
-        check_finite(spec, tensor)
     converted = tensor.to(dtype)
     if dtype.is_floating_point and not bool(converted.isfinite().all()):
+        check_finite(spec, tensor)
         check_finite(spec, converted, f" as {spec.dtype}")
     return converted
 

@@ -8,6 +8,7 @@ named.
 
 import copy
 import random
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,6 +105,7 @@ def from_program(
     """
     program = read_program(exported)
     symbols = Symbols.of(program)
+    symbols.check_outputs(program)
     canon = Canon(program, symbols)
     canonicalise(canon)
     verify(program)
@@ -168,7 +170,8 @@ def _export_training(
     shapes = {**_by_parameter(module, dynamic[0]), **dynamic[1]}
     python_state, numpy_state = random.getstate(), np.random.get_state()[1].tobytes()  # type: ignore[union-attr, call-overload, index]
     try:
-        with torch.no_grad(), _without_fast_path(), torch.random.fork_rng():
+        with torch.no_grad(), _without_fast_path(), torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.export's remarks on torch's own modules
             exported = export(module, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:
         raise CaptureFailed(f"torch.export cannot read the network: {_first_line(error)}") from error

@@ -61,7 +61,7 @@ class Compiled:
 
     def trunk(self, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
         """Run what no noise reaches, once."""
-        with torch.no_grad():
+        with torch.inference_mode():
             values: tuple[Any, ...] = self._split.trunk(*inputs, len(inputs[0]))
         return values
 
@@ -77,7 +77,7 @@ class Compiled:
         noises = draw_noises(self._rewritten.noises, self._captured.symbols, shapes, draw, device)
         count, rows = len(self._split.boundaries), shapes[0][0]
         run = RUNNERS[self.mode(per_row=draw.rows is not None)]
-        with torch.no_grad():
+        with torch.inference_mode():
             reached = iter(run(self._split, values[:count], noises, rows))
         fixed = iter(values[count:])
         return [next(reached) if noisy else _spread(next(fixed), draw.passes) for noisy in self.stochastic]
@@ -103,7 +103,7 @@ class Compiled:
         reasons = []
         for mode in self._candidates(per_row):
             try:
-                with torch.no_grad():
+                with torch.inference_mode():
                     found = RUNNERS[mode](self._split, values, noises, _CHECK_ROWS)
             except Exception as error:  # torch names no narrower class for what vmap cannot do
                 reasons.append(f"{mode}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
@@ -122,7 +122,7 @@ class Compiled:
         """Run the uncut graph pass by pass (and row by row in row scope); only the outputs that noise reaches."""
         module = self._rewritten.module
         passes = []
-        with torch.no_grad():
+        with torch.inference_mode():
             for index in range(_CHECK_PASSES):
                 own = [noise[index] for noise in noises]
                 if per_row:
@@ -145,7 +145,7 @@ class Compiled:
         draw = Draw(_CHECK_SEED, 0, 1, None)
         noises = draw_noises(self._rewritten.noises, self._captured.symbols, shapes, draw, inputs[0].device)
         meter = _Meter(self._split.suffix)
-        with torch.no_grad():
+        with torch.inference_mode():
             meter.run(*values, _CHECK_ROWS, *(noise[0] for noise in noises))
         return max(1, meter.peak // _CHECK_ROWS)
 
@@ -189,7 +189,7 @@ def fresh_inputs(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def couples_rows(captured: Captured) -> bool:
     """Tell whether a row's answer depends on the other rows of its batch."""
     inputs = fresh_inputs(captured.example)
-    with torch.no_grad():
+    with torch.inference_mode():
         together = captured.program.graph(*inputs)
         alone = captured.program.graph(*(each[:1] for each in inputs))
     return not all(close(one, several[:1]) for one, several in zip(alone, together, strict=True))

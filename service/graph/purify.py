@@ -147,7 +147,9 @@ class _Purifier:
                 f"{place_of(write)} writes into a view made by {view.target}, which cannot be proven pure; write to a clone"
             )
         arguments = fx.map_arg(view.args[1:], self.current)
-        return self.new.call_function(inverse, (value, parent, *arguments), fx.map_arg(view.kwargs, self.current))
+        whole = self.new.call_function(inverse, (value, parent, *arguments), fx.map_arg(view.kwargs, self.current))
+        whole.meta = dict(parent.meta)
+        return whole
 
 
 def _written(node: fx.Node) -> fx.Node | None:

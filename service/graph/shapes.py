@@ -62,6 +62,20 @@ class Symbols:
         single = {symbol: place for symbol, place in growing.items() if symbol.is_Symbol and symbol not in batch}
         return Symbols(frozenset(batch), tuple((symbol, *place) for symbol, place in single.items()))
 
+    def check_outputs(self, program: Program) -> None:
+        """Check that every output has its rows in front.
+
+        Raises:
+            CaptureFailed: One has not.
+        """
+        nodes: Any = program.graph.graph.output_node().args[0]
+        for name, node in zip(program.outputs, nodes, strict=True):
+            dims = self.dims(node.meta["val"])
+            if not dims or dims[0] != BATCH or any(BATCH in dim.free_symbols for dim in dims[1:]):
+                raise CaptureFailed(
+                    f"output {name!r} has the shape {list(dims)}; each output needs one entry for each row, on its first axis"
+                )
+
     def dims(self, value: Any) -> Dims:
         """Return a tensor's (or a size list's) shape with the batch written as one symbol."""
         sizes: Sequence[Any] = value.shape if isinstance(value, Tensor) else value

@@ -109,7 +109,7 @@ class _Splitter:
     def _boundary(self, node: fx.Node) -> Boundary:
         layout = node.meta.get(LAYOUT, Layout(is_tensor=False))
         users = [user for user in node.users if self.stages[user] is Stage.SUFFIX]
-        shareable = layout.batch is not None and layout.batch.factor == 1
+        shareable = bool(users) and layout.is_tensor and layout.batch is not None and layout.batch.factor == 1
         shared = shareable and all(
             isinstance(user.target, Apply)
             and user.target.batch == layout.batch

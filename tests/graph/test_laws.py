@@ -1,0 +1,224 @@
+"""The laws of the engine, over a zoo of tiny networks each named for its difficulty."""
+
+import copy
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from zoo import Specimen, build, naive
+
+from service import Predictor
+from service.dropout import BY_NAME, VARIANTS
+from service.errors import BadRequest, NoActiveSite
+from service.graph.capture import Captured
+from service.graph.compiled import Compiled, Draw, draw_noises
+from service.graph.passes import RUNNERS, Mode, can_fold
+from service.plan import make_plan
+
+NAMES = [variant.name for variant in VARIANTS]
+RATES = (0.1, 0.5)
+
+
+def tensors(result: object) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result.values())  # type: ignore[attr-defined]
+
+
+def means(prediction: object) -> list[Tensor]:
+    return [quantities["mean"] for quantities in prediction.outputs.values()]  # type: ignore[attr-defined]
+
+
+def plans(predictor: Predictor) -> Iterator[dict[str, object]]:
+    """Yield the plan as trained, and every variant at both rates where it fits anything."""
+    if any(site.p for site in predictor.sites):
+        yield {}
+    fitting = {name for site in predictor.sites for name in predictor.fitting(site.name)}
+    yield from ({"variant": name, "p": p} for name in NAMES if name in fitting for p in RATES)
+
+
+def test_with_every_site_off_it_is_the_eval_network(specimen: Specimen, predictor: Predictor) -> None:
+    inputs = specimen.inputs(5)
+    torch.backends.mha.set_fastpath_enabled(False)  # it answers differently on padded rows
+    try:
+        with torch.no_grad():
+            expected = tensors(build(specimen)(*(each.clone() for each in inputs)))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    found = [predictor.predict(inputs, passes=2, quantities=["deterministic"], **plan).outputs for plan in plans(predictor)]
+
+    assert found
+    for outputs in found:
+        for mine, theirs in zip(outputs.values(), expected, strict=True):
+            if specimen.eval_differs and not torch.allclose(mine["deterministic"], theirs, atol=1e-5):
+                continue
+            torch.testing.assert_close(mine["deterministic"], theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_every_way_of_running_passes_is_the_whole_graph(specimen: Specimen, predictor: Predictor) -> None:
+    """Trunk and suffix, folded, vmapped and looped, against the uncut graph run pass by pass, on 1 and 4 rows."""
+    for plan in plans(predictor):
+        compiled = Compiled(predictor._captured, make_plan(predictor.sites, **plan))  # type: ignore[arg-type]
+        for rows in (4, 1) if not specimen.coupled else (4,):
+            compare_modes(compiled, predictor._captured, specimen.inputs(rows))
+
+
+def compare_modes(compiled: Compiled, captured: Captured, inputs: tuple[Tensor, ...]) -> None:
+    rewritten, split, rows = compiled._rewritten, compiled._split, len(inputs[0])
+    shapes = [tuple(each.shape) for each in inputs]
+    noises = draw_noises(rewritten.noises, captured.symbols, shapes, Draw(3, 0, 3, None), inputs[0].device)
+    with torch.inference_mode():
+        whole = [rewritten.module(*inputs, rows, *(noise[t] for noise in noises)) for t in range(3)]
+        values = compiled.trunk(inputs)[: len(split.boundaries)]
+    expected = [torch.stack(each) for each, noisy in zip(zip(*whole, strict=True), compiled.stochastic, strict=True) if noisy]
+    chosen = compiled.mode(per_row=False)
+    for mode in {chosen, Mode.LOOPED}:
+        with torch.inference_mode():
+            found = RUNNERS[mode](split, values, noises, rows)
+        for mine, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    assert chosen is not Mode.FOLDED or can_fold(split)
+
+
+def test_any_chunking_gives_the_same_answer(
+    specimen: Specimen, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = specimen.inputs(3)
+    scopes = ("pass",) if specimen.coupled else ("pass", "row")
+    for plan in plans(predictor):
+        for scope in scopes:
+            whole = predictor.predict(inputs, passes=7, scope=scope, **plan)
+            with monkeypatch.context() as patch:
+                patch.setattr("service.predictor.CHUNK_BYTES", 1)
+                one_by_one = predictor.predict(inputs, passes=7, scope=scope, **plan)
+            tiny = predictor.predict(inputs, passes=7, scope=scope, memory_bytes=1, **plan)
+            for mine, theirs, tight in zip(means(whole), means(one_by_one), means(tiny), strict=True):
+                torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(mine, tight, rtol=1e-4, atol=1e-5)
+
+
+def test_the_neighbours_change_nothing(specimen: Specimen, predictor: Predictor) -> None:
+    inputs = specimen.inputs(5)
+    if specimen.coupled:
+        assert predictor.couples_rows
+        with pytest.raises(BadRequest, match="couples its rows"):
+            predictor.predict(inputs, passes=2, scope="row")
+        return
+    assert not predictor.couples_rows
+    for plan in plans(predictor):
+        for scope in ("pass", "row"):
+            together = predictor.predict(inputs, passes=5, scope=scope, **plan)
+            alone = predictor.predict(tuple(each[3:4] for each in inputs), passes=5, scope=scope, row_offset=3, **plan)
+            for mine, theirs in zip(means(alone), means(together), strict=True):
+                torch.testing.assert_close(mine, theirs[3:4], rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_question_has_the_same_answer_and_other_seeds_another(
+    specimen: Specimen, predictor: Predictor
+) -> None:
+    inputs = specimen.inputs(2)
+    for plan in plans(predictor):
+        first, again = (predictor.predict(inputs, passes=64, seed=9, **plan) for _ in range(2))
+        other = predictor.predict(inputs, passes=64, seed=10, **plan)
+        fresh = predictor.predict(inputs, passes=64, seed=None, **plan)
+        assert all(torch.equal(a, b) for a, b in zip(means(first), means(again), strict=True))
+        assert not all(torch.equal(a, b) for a, b in zip(means(first), means(other), strict=True))
+        replayed = predictor.predict(inputs, passes=64, seed=fresh.seed, **plan)
+        assert all(torch.equal(a, b) for a, b in zip(means(fresh), means(replayed), strict=True))
+
+
+def test_the_number_of_threads_changes_nothing(specimen: Specimen, predictor: Predictor) -> None:
+    inputs, threads = specimen.inputs(3), torch.get_num_threads()
+    several = predictor.predict(inputs, passes=6) if any(site.p for site in predictor.sites) else None
+    torch.set_num_threads(1)
+    try:
+        if several is not None:
+            for mine, theirs in zip(means(predictor.predict(inputs, passes=6)), means(several), strict=True):
+                torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_passes_of_a_seed_are_the_same_networks_however_many(specimen: Specimen, predictor: Predictor) -> None:
+    inputs = specimen.inputs(2)
+    few = predictor.predict(inputs, passes=3, quantities=["samples"])
+    many = predictor.predict(inputs, passes=8, quantities=["samples"])
+    for name in few.outputs:
+        torch.testing.assert_close(few.outputs[name]["samples"], many.outputs[name]["samples"][:, :3], rtol=1e-4, atol=1e-5)
+
+
+def moments(samples: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return mean, variance and the standard errors of both, over axis 0."""
+    samples = samples.double()
+    n, mean, variance = len(samples), samples.mean(0), samples.var(0)
+    fourth = (samples - mean).pow(4).mean(0)
+    return mean, variance, (variance / n).sqrt(), ((fourth - variance.square() * (n - 3) / (n - 1)) / n).clamp_min(0).sqrt()
+
+
+def test_mean_and_variance_are_a_careful_hand_loops(specimen: Specimen, predictor: Predictor) -> None:
+    """A loop in training mode, normalisation layers in eval: within 5 standard errors, and no variance is zero."""
+    inputs = specimen.inputs(1)
+    loop = naive(build(specimen))
+    with torch.no_grad():
+        passes = [tensors(loop(*(each.clone() for each in inputs))) for _ in range(1500)]
+    prediction = predictor.predict(inputs, passes=4000, quantities=["samples"])
+    for index, quantities in enumerate(prediction.outputs.values()):
+        mine = moments(quantities["samples"][0])
+        theirs = moments(torch.stack([each[index] for each in passes])[:, 0])
+        for k in (0, 1):
+            error = (mine[k + 2].square() + theirs[k + 2].square()).sqrt()
+            assert bool(((mine[k] - theirs[k]).abs() <= 5 * error + 1e-9).all())
+        assert specimen.coupled or bool((quantities["variance"] > 0).any())  # a single coupled row is its own mean: 0
+
+
+def test_one_pass_is_one_network_for_all_rows(specimen: Specimen, predictor: Predictor) -> None:
+    """In scope pass two equal rows get equal answers in every pass; in scope row they do not."""
+    inputs = tuple(each[:1].repeat(2, *[1] * (each.dim() - 1)) for each in specimen.inputs(2))
+    shared = predictor.predict(inputs, passes=64, quantities=["samples"])
+    for quantities in shared.outputs.values():
+        torch.testing.assert_close(quantities["samples"][0], quantities["samples"][1], rtol=1e-4, atol=1e-5)
+    if not specimen.coupled:
+        apart = predictor.predict(inputs, passes=64, scope="row", quantities=["samples"])
+        assert any(not torch.allclose(q["samples"][0], q["samples"][1]) for q in apart.outputs.values())
+
+
+def test_the_callers_module_is_untouched(specimen: Specimen) -> None:
+    module = build(specimen)
+    module.train()
+    for index, child in enumerate(module.modules()):
+        child.training = index % 2 == 0
+    flags = [child.training for child in module.modules()]
+    state, inputs = copy.deepcopy(module.state_dict()), specimen.inputs(2)
+    before = torch.get_rng_state()
+
+    Predictor.capture(module, inputs).predict(inputs, passes=2)
+
+    assert torch.equal(before, torch.get_rng_state())
+    assert flags == [child.training for child in module.modules()]
+    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+
+
+def test_a_plan_that_leaves_nothing_random_is_refused_with_what_could_be(
+    specimen: Specimen, predictor: Predictor
+) -> None:
+    with pytest.raises(NoActiveSite, match=r"false 0; activate a site .*\("):
+        predictor.predict(specimen.inputs(2), variant="off")
+
+
+def masks_of(variant: str) -> Callable[[], Tensor]:
+    def draw() -> Tensor:
+        network = nn.Sequential(nn.Linear(64, 64, bias=False))
+        predictor = Predictor.capture(network, torch.randn(2, 64))
+        captured = predictor._captured
+        compiled = Compiled(captured, make_plan(predictor.sites, variant, 0.5))
+        return draw_noises(compiled._rewritten.noises, captured.symbols, [(1, 64)], Draw(0, 0, 8, None), torch.device("cpu"))[0]
+
+    return draw
+
+
+def test_masks_and_weights_of_the_same_number_are_uncorrelated() -> None:
+    masks = masks_of(BY_NAME["dropconnect"].name)()[:, 0].double()
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(64, 64, generator=generator, dtype=torch.float64)
+    correlation = torch.corrcoef(torch.stack([masks.mean(0).flatten(), weights.flatten()]))[0, 1]
+
+    assert abs(float(correlation)) < 5 / 64

@@ -1,0 +1,158 @@
+"""What cannot be served truly is refused by name, with the place and the cure."""
+
+import io
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from zoo import WIDTH, PythonRandom, UnderAutocast, UnderCond, features, mlp, naive
+
+from service import Predictor
+from service.errors import CaptureFailed, ImpureGraph, InvalidPlan, UnclaimedRandomness
+from service.graph.capture import from_program
+
+
+def test_dropout_under_autocast_is_refused_by_place() -> None:
+    with pytest.raises(UnclaimedRandomness, match=r"dropout.*'body\.2'.*inside wrap_with_autocast"):
+        Predictor.capture(UnderAutocast(), features(2))
+
+
+def test_dropout_under_cond_is_refused_by_place() -> None:
+    with pytest.raises(UnclaimedRandomness, match=r"aten.dropout.default.*inside cond"):
+        Predictor.capture(UnderCond(), features(2))
+
+
+class NoiseLayer(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+
+def test_a_random_operation_that_is_no_site_is_refused_by_place() -> None:
+    with pytest.raises(UnclaimedRandomness, match=r"aten.randn_like.default in module '1' .*NoiseLayer"):
+        Predictor.capture(nn.Sequential(nn.Linear(WIDTH, 3), NoiseLayer()), features(2))
+
+
+class RandomShortcut(nn.Module):
+    """A gate that is neither dropout nor any drop-path idiom."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.bernoulli(torch.full_like(x, 0.5)) if self.training else x
+
+
+def test_a_hand_made_mask_is_refused_rather_than_missed() -> None:
+    with pytest.raises(UnclaimedRandomness, match="bernoulli"):
+        Predictor.capture(nn.Sequential(nn.Linear(WIDTH, 3), RandomShortcut()), features(2))
+
+
+def test_pythons_random_numbers_leave_that_class_in_eval_and_name_it() -> None:
+    state = random.getstate()
+    predictor = Predictor.capture(PythonRandom(), features(2))
+
+    assert predictor.lost == ("the root (PythonRandom)",)
+    assert [site.name for site in predictor.sites if site.p] == ["drop"]
+    assert random.getstate() == state
+
+
+class NumpyRandom(PythonRandom):
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or np.random.rand() >= 0.5:
+            x = torch.relu(self.a(x))
+        return self.b(self.drop(x))
+
+
+def test_numpys_random_numbers_are_seen_too() -> None:
+    assert Predictor.capture(NumpyRandom(), features(2)).lost == ("the root (NumpyRandom)",)
+
+
+class OtherwiseInTraining(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if self.training else x
+
+
+def test_a_class_that_computes_otherwise_in_training_stays_in_eval() -> None:
+    predictor = Predictor.capture(nn.Sequential(mlp(nn.Dropout(0.3)), OtherwiseInTraining()), features(2))
+
+    assert predictor.lost == ("1 (OtherwiseInTraining)",)
+
+
+def test_one_row_is_example_enough() -> None:
+    predictor = Predictor.capture(mlp(nn.Dropout(0.3)), torch.randn(1, WIDTH))
+
+    assert predictor.predict(torch.randn(3, WIDTH), passes=4).mean.shape == (3, 3)
+
+
+def exported(module: nn.Module, dynamic: bool = True) -> torch.export.ExportedProgram:
+    shapes = {"x": {0: torch.export.Dim("batch")}} if dynamic else None
+    with torch.no_grad():
+        program = torch.export.export(module, features(2), dynamic_shapes=({0: torch.export.Dim("batch")},) if shapes else None)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    return torch.export.load(buffer)
+
+
+def test_a_static_batch_axis_is_refused_with_the_recipe() -> None:
+    with pytest.raises(CaptureFailed, match=r"fixed shape \(2, 6\).*dynamic_shapes"):
+        from_program(exported(naive(mlp(nn.Dropout(0.3))), dynamic=False))
+
+
+def test_training_batch_norm_in_a_file_is_refused() -> None:
+    network = nn.Sequential(nn.Linear(WIDTH, 4), nn.BatchNorm1d(4), nn.Dropout(0.3)).train()
+    with pytest.raises(ImpureGraph, match=r"batch_norm|num_batches_tracked"):
+        from_program(exported(network))
+
+
+def test_a_file_exported_in_eval_mode_still_shows_its_plain_dropout() -> None:
+    captured = from_program(exported(mlp(nn.Dropout(0.3)).eval()))
+
+    assert [(located.site.name, located.site.p) for located in captured.activation_sites()] == [("2", 0.3)]
+
+
+class Counter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add_(1)
+        return F.dropout(x, 0.3, self.training) + self.seen
+
+
+def test_a_network_that_writes_to_its_own_state_is_refused() -> None:
+    with pytest.raises(ImpureGraph, match="writes to the network's own 'seen'"):
+        Predictor.capture(Counter(), features(2))
+
+
+class IntegerOutput(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.3, self.training).argmax(-1)
+
+
+def test_integer_outputs_are_refused_with_the_reason() -> None:
+    with pytest.raises(CaptureFailed, match=r"output 'output' is torch.int64.*floating-point"):
+        Predictor.capture(IntegerOutput(), features(2))
+
+
+class DataDependent(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.3, self.training)[x[:, 0] > 0]
+
+
+def test_outputs_of_a_length_that_depends_on_the_data_are_refused() -> None:
+    with pytest.raises(CaptureFailed, match="output 'output' has the shape .* one entry for each row"):
+        Predictor.capture(DataDependent(), features(2))
+
+
+def test_examples_with_different_numbers_of_rows_are_refused() -> None:
+    with pytest.raises(CaptureFailed, match="same number of rows"):
+        Predictor.capture(mlp(nn.Dropout(0.3)), (torch.randn(2, WIDTH), torch.randn(3, WIDTH)))
+
+
+def test_a_rate_of_one_is_refused_where_it_stands() -> None:
+    predictor = Predictor.capture(mlp(nn.Dropout(1.0)), features(2))
+
+    with pytest.raises(InvalidPlan, match=r"site '2': bernoulli: p = 1.0"):
+        predictor.predict(features(2)[0])
