@@ -1,0 +1,160 @@
+"""The Open Inference Protocol v2 under /v2, REST with the binary tensor data extension; it translates and delegates."""
+
+from typing import Annotated, Any
+
+import torch
+from fastapi import APIRouter, Depends, Request, Response
+
+from service import __version__
+from service.api.bodies import json_answer, read_body
+from service.api.infer import (
+    HEADER_LENGTH,
+    known_tensors,
+    read_inference,
+    to_predict_request,
+    write_inference,
+)
+from service.api.predict import ERRORS
+from service.api.serving import Serving, serving_of
+from service.api.tensors import datatype_of
+from service.predictor import Predictor
+from service.signature import Output, Task
+from service.wire import PredictRequest
+
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+ServingHere = Annotated[Serving, Depends(serving_of)]
+PLATFORM = "pytorch_thinnet"
+
+
+@router.get("/health/live", summary="Is the server running")
+async def live() -> Response:
+    """Answer `{"live": true}` while the server runs."""
+    return json_answer({"live": True})
+
+
+@router.get("/health/ready", summary="Is every model ready", responses={503: ERRORS[503]})
+async def ready(serving: ServingHere) -> Response:
+    """Answer `{"ready": true}`, or 503 with the reason where a model cannot be served."""
+    faults = serving.repository.faults
+    if faults:
+        told = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
+        return json_answer({"ready": False, "error": told}, 503)
+    return json_answer({"ready": True})
+
+
+@router.get("", summary="What this server is")
+@router.get("/", include_in_schema=False)
+async def server() -> Response:
+    """Tell the server's name, version and protocol extensions."""
+    return json_answer({"name": "thinnet", "version": __version__, "extensions": ["binary_tensor_data"]})
+
+
+@router.get("/models", summary="The models' names")
+async def models(serving: ServingHere) -> Response:
+    """List the models that are served."""
+    return json_answer({"models": serving.repository.names()})
+
+
+@router.get("/models/{model}", summary="What a model takes, gives, and where it can be random", responses=ERRORS)
+@router.get("/models/{model}/versions/{version}", summary="The same of one version", responses=ERRORS)
+async def metadata(serving: ServingHere, model: str, version: str | None = None) -> Response:
+    """Tell a model's inputs, outputs, sites and which variants fit them, beside what the protocol asks for."""
+    found = PredictRequest(model=model, version=version, inputs=None)
+    card, predictor = await serving.run(serving.find, found)
+    told: dict[str, Any] = {
+        "name": card.name,
+        "versions": [str(number) for number in card.versions],
+        "platform": PLATFORM,
+    }
+    told |= {"inputs": _inputs(predictor), "outputs": _outputs(predictor)}
+    told |= {"description": card.description, "defaults": _defaults(predictor), "score": dict(card.score)}
+    told |= {"couples_rows": predictor.couples_rows}
+    return json_answer({**told, "tasks": _tasks(predictor), "sites": _sites(predictor), "lost": list(predictor.lost)})
+
+
+@router.get("/models/{model}/ready", summary="Is a model ready", responses=ERRORS)
+@router.get("/models/{model}/versions/{version}/ready", summary="Is a version ready", responses=ERRORS)
+async def model_ready(serving: ServingHere, model: str, version: str | None = None) -> Response:
+    """Answer `{"name": …, "ready": true}`, or 503 with the reason."""
+    await serving.run(serving.find, PredictRequest(model=model, version=version, inputs=None))
+    return json_answer({"name": model, "ready": True})
+
+
+@router.post("/models/{model}/infer", summary="Mean and variance as tensors", responses=ERRORS)
+@router.post("/models/{model}/versions/{version}/infer", summary="The same with one version", responses=ERRORS)
+async def infer(request: Request, serving: ServingHere, model: str, version: str | None = None) -> Response:
+    """Run N stochastic passes; `mean` and `variance` are output tensors, other quantities on request.
+
+    Tensors travel as JSON or as raw bytes behind it, both ways.
+    """
+    body = await read_body(request, serving.settings.max_body_bytes)
+    return await serving.run(_infer, serving, body, request.headers.get(HEADER_LENGTH), model, version)
+
+
+def _infer(serving: Serving, body: bytes, header_length: str | None, model: str, version: str | None) -> Response:
+    card, predictor = serving.find(PredictRequest(model=model, version=version, inputs=None))
+    inference = read_inference(body, header_length, predictor.inputs)
+    asked = to_predict_request(inference, model, version)
+    prediction = serving.predict(predictor, asked, inference.tensors)
+    return write_inference(inference, card.name, card.version, predictor.outputs, prediction)
+
+
+def _inputs(predictor: Predictor) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": spec.name,
+            "datatype": datatype_of(getattr(torch, spec.dtype)),
+            "shape": [-1, *spec.shape],
+            "features": list(spec.features),
+            "units": list(spec.units),
+        }
+        for spec in predictor.inputs
+    ]
+
+
+def _outputs(predictor: Predictor) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "datatype": "INT64" if what == "label" else "FP32", "shape": _shape(output, what)}
+        for output, what, name in known_tensors(predictor.outputs)
+    ]
+
+
+def _shape(output: Output, what: str) -> list[int]:
+    row = list(output.shape)
+    if output.task is Task.GAUSSIAN and row and row[-1] > 0:
+        row[-1] //= 2
+    if output.task is Task.CLASSIFICATION and what not in (
+        "mean",
+        "variance",
+        "standard_error",
+        "deterministic",
+        "samples",
+    ):
+        axis = output.class_axis - 1 if output.class_axis > 0 else output.class_axis
+        del row[axis]
+    return [-1, -1, *row] if what == "samples" else [-1, *row]
+
+
+def _defaults(predictor: Predictor) -> dict[str, Any]:
+    return {"passes": predictor.passes, "seed": predictor.seed, "variant": predictor.variant}
+
+
+def _tasks(predictor: Predictor) -> list[dict[str, Any]]:
+    return [
+        {"name": output.name, "task": output.task, "labels": list(output.labels), "unit": output.unit}
+        for output in predictor.outputs
+    ]
+
+
+def _sites(predictor: Predictor) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": site.name,
+            "kind": site.kind,
+            "shape": list(site.shape),
+            "variant": site.variant,
+            "p": site.p,
+            "fits": list(predictor.fitting(site.name)),
+        }
+        for site in predictor.sites
+    ]

@@ -1,0 +1,47 @@
+"""thinnet's own routes: predict, and the catalogue of variants; they translate and delegate."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from service.answer import answer
+from service.api.bodies import json_answer, read_body
+from service.api.serving import Serving, serving_of
+from service.catalogue import describe_variants
+from service.wire import Error, PredictResponse, arrays_from_json, parse_json, parse_request
+
+router = APIRouter(tags=["thinnet"])
+ServingHere = Annotated[Serving, Depends(serving_of)]
+ANSWERED: dict[int | str, dict[str, Any]] = {200: {"model": PredictResponse}}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Error, "description": "The request cannot be done; the message says what, where, and the cure."},
+    404: {"model": Error, "description": "No such model or version."},
+    413: {"model": Error, "description": "Past a limit, which the message names."},
+    500: {"model": Error, "description": "An internal fault; the server's log has it."},
+    503: {"model": Error, "description": "The model cannot be served now; the message says why."},
+}
+
+
+@router.post("/predict", summary="Mean and variance of N stochastic passes", responses=ANSWERED | ERRORS)
+async def predict(request: Request, serving: ServingHere) -> Response:
+    """Run N stochastic passes of a model and answer their mean and variance, and the task's other quantities.
+
+    `variance` is the one between passes. `noise` says whether the observation noise is known: where it is `unknown`,
+    mean and variance are no prediction interval for the target.
+    """
+    body = await read_body(request, serving.settings.max_body_bytes)
+    return json_answer(await serving.run(_predict, serving, body))
+
+
+def _predict(serving: Serving, body: bytes) -> dict[str, Any]:
+    asked = parse_request(parse_json(body))
+    card, predictor = serving.find(asked)
+    inputs = arrays_from_json(asked.inputs, [spec.name for spec in predictor.inputs])
+    prediction = serving.predict(predictor, asked, inputs)
+    return answer(card.name, card.version, predictor.outputs, prediction)
+
+
+@router.get("/variants", summary="Every dropout variant that is served")
+async def variants() -> Response:
+    """Print the catalogue: each variant's equation, what is sampled and shared, parameters, closed forms, reference."""
+    return json_answer({"variants": describe_variants()})

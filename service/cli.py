@@ -1,0 +1,248 @@
+"""The command line: thinnet serve, predict, score, export, models, variants; it parses, delegates and prints.
+
+Commands import what they need when they run, so that `--help` does not wait for torch.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from service import __version__
+from service.errors import ThinnetError
+from service.settings import Settings
+
+app = typer.Typer(
+    name="thinnet",
+    help="Mean and variance of a trained network's stochastic passes.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_DEFAULTS = Settings.model_fields
+Device = Annotated[str, typer.Option(help="Where networks run: cpu, cuda, cuda:1, …")]
+Models = Annotated[
+    Path | None, typer.Argument(help="Folder of model folders, or one model folder; ./models if left out.")
+]
+Passes = Annotated[int | None, typer.Option(help="Stochastic passes, 2 to 10000; the model's own if left out.")]
+VariantName = Annotated[str | None, typer.Option(help="'trained', or a variant for the whole plan.")]
+Rate = Annotated[float | None, typer.Option("--p", help="A drop rate for the whole plan.")]
+Seed = Annotated[int | None, typer.Option(help="The noise's seed; the model's own if left out.")]
+Scope = Annotated[str, typer.Option(help="'pass': one pass is one network for all rows; 'row': each row has its own.")]
+Quantities = Annotated[list[str] | None, typer.Option("--quantity", help="One more quantity; may be given again.")]
+
+
+def main() -> None:
+    """Run the command line; a fault that thinnet names is one line on standard error and exit code 1."""
+    try:
+        app()
+    except ThinnetError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"thinnet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _callback(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def serve(
+    models: Models = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 if left out.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 8000 if left out.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where networks run: cpu, cuda, cuda:1, …")] = None,
+    root_path: Annotated[str | None, typer.Option(help="Path that a proxy in front strips.")] = None,
+) -> None:
+    """Serve a folder of models over HTTP; other settings come from THINNET_… in the environment."""
+    from service.api.server import run
+
+    given = {"models": models, "host": host, "port": port, "device": device, "root_path": root_path}
+    run(_settings({key: value for key, value in given.items() if value is not None}))
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    from pydantic import ValidationError
+
+    from service.wire import first_problem
+
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        _fail(f"settings: {first_problem(error.errors(), _DEFAULTS)}")
+
+
+@app.command()
+def models(models: Models = None, device: Device = "cpu") -> None:
+    """List the models of a folder, their versions and their sites."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from service.repository import Repository
+
+    repository = Repository(models or Path("models"), device)
+    console = Console()
+    for name in repository.names():
+        if name in repository.faults:
+            continue
+        card, predictor = repository.card(name), repository.predictor(name)
+        versions = ", ".join(map(str, card.versions))
+        table = Table("site", "kind", "shape", "as trained", "fits", title=f"{name} ({versions})", title_justify="left")
+        for site in predictor.sites:
+            trained = f"{site.variant} p = {site.p:g}" if site.p else "off"
+            table.add_row(site.name, site.kind, str(list(site.shape)), trained, ", ".join(predictor.fitting(site.name)))
+        console.print(card.description or "", table, "")
+    for name, fault in repository.faults.items():
+        print(f"cannot serve {name}: {fault}", file=sys.stderr)
+
+
+@app.command()
+def variants(device: Device = "cpu") -> None:
+    """List every dropout variant: equation, what is sampled and shared, closed forms, reference."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from service.catalogue import describe_variants
+
+    console = Console()
+    for each in describe_variants():
+        table = Table(box=None, show_header=False, title=each["name"], title_justify="left")
+        parameters = ", ".join(f"{name} = {value:g}" for name, value in each["parameters"].items())
+        for key in ("equation", "sampled", "shared", "mean", "variance"):
+            table.add_row(key, str(each[key]))
+        table.add_row("parameters", parameters)
+        table.add_row("sites", ", ".join(each["sites"]))
+        table.add_row("reference", each["reference"])
+        console.print(table, "")
+
+
+@app.command()
+def predict(
+    folder: Annotated[Path, typer.Argument(help="The model's folder.")],
+    rows: Annotated[Path, typer.Argument(help="A file of rows: .json, .csv or .npy.")],
+    version: Annotated[int | None, typer.Option(help="The model's version; the highest if left out.")] = None,
+    passes: Passes = None,
+    variant: VariantName = None,
+    p: Rate = None,
+    seed: Seed = None,
+    scope: Scope = "pass",
+    quantity: Quantities = None,
+    device: Device = "cpu",
+) -> None:
+    """Predict one file of rows with a model folder, without a server; the answer is printed as JSON."""
+    import orjson
+
+    from service.answer import answer
+    from service.folder import read_card
+    from service.predictor import Predictor
+    from service.repository import check_device
+    from service.rows_file import read_rows_file
+
+    predictor = Predictor.load(folder, version, check_device(device))
+    given = read_rows_file(rows, predictor.inputs)
+    prediction = predictor.predict(given, **_asked(passes, variant, p, seed, scope, quantity))
+    card = read_card(folder, version)
+    told = answer(card.name, card.version, predictor.outputs, prediction)
+    print(orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY).decode())
+
+
+def _asked(
+    passes: int | None,
+    variant: str | None,
+    p: float | None,
+    seed: int | None,
+    scope: str,
+    quantities: list[str] | None,
+) -> dict[str, Any]:
+    asked = {"passes": passes, "variant": variant, "p": p, "scope": scope, "quantities": quantities}
+    return asked | ({} if seed is None else {"seed": seed})
+
+
+@app.command()
+def score(
+    source: Annotated[Path, typer.Argument(help="A CSV file: a header of the model's features, and rows.")],
+    output: Annotated[Path, typer.Option(help="Where the result goes, whole or not at all.")],
+    model: Annotated[str, typer.Option(help="The model's folder; with --url its name.")] = "",
+    url: Annotated[str | None, typer.Option(help="A server that answers; in this process if left out.")] = None,
+    version: Annotated[int | None, typer.Option(help="The model's version; the highest if left out.")] = None,
+    passes: Passes = None,
+    variant: VariantName = None,
+    p: Rate = None,
+    seed: Seed = None,
+    scope: Scope = "pass",
+    quantity: Quantities = None,
+    device: Device = "cpu",
+) -> None:
+    """Score a CSV file into a CSV file: one row of mean, variance and quantities for each row."""
+    asked = _asked(passes, variant, p, seed, scope, quantity)
+    if url is not None:
+        from service.scoring.remote import score_remotely
+
+        summary = score_remotely(url, source, output, model=model or None, version=version, **asked)
+    else:
+        from service.repository import Repository
+        from service.scoring.local import score_locally
+
+        folder = Path(model or "models")
+        repository = Repository(folder, device)
+        summary = score_locally(repository.predictor(repository.sole_name(), version), source, output, **asked)
+    print(f"{summary.rows} rows in {summary.seconds:.1f} s: {output}")
+
+
+@app.command()
+def export(
+    factory: Annotated[str, typer.Argument(help="What makes the network: package.module:factory.")],
+    folder: Annotated[Path, typer.Argument(help="The model's folder, such as models/mine.")],
+    example: Annotated[
+        list[str], typer.Option(help="An input's row: [name:][dtype:]shape, such as 3x32x32; one each.")
+    ],
+    weights: Annotated[Path | None, typer.Option(help="A file of weights: .safetensors, .pth, .pt or .ckpt.")] = None,
+    no_weights: Annotated[bool, typer.Option("--no-weights", help="Export the factory's own weights.")] = False,
+    task: Annotated[str | None, typer.Option(help="classification, multilabel, regression or gaussian.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="A class's name, in order; may be given again.")] = None,
+    description: Annotated[str, typer.Option(help="What the model is, for people.")] = "",
+    variant: Annotated[str, typer.Option(help="The variant where a request names none.")] = "trained",
+    passes: Passes = None,
+    seed: Seed = None,
+    device: Device = "cpu",
+) -> None:
+    """Turn a network and its weights into a model folder, and say which sites were found."""
+    from service.export import export_folder
+
+    made = export_folder(
+        factory,
+        folder,
+        example,
+        weights,
+        no_weights=no_weights,
+        task=task,
+        labels=label or (),
+        description=description,
+        variant=variant,
+        passes=passes,
+        seed=seed,
+    )
+    print(f"{made.folder}: {len(made.sites)} sites, {len(made.active)} of them random where a request names no plan")
+    for site in made.sites:
+        trained = f"{site.variant} p = {site.p:g}" if site.p else "off"
+        print(f"  {site.name} ({site.kind}, {list(site.shape)}): {trained}")
+    for note in made.notes:
+        print(f"note: {note}")
+
+
+if __name__ == "__main__":
+    main()

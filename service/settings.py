@@ -1,0 +1,33 @@
+"""Every knob of the service, once: name, default, unit, help; the only place that reads environment variables.
+
+Each setting is `THINNET_<NAME>` in the environment and, for `thinnet serve`, an option of the same name.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_MIB = 1 << 20
+
+
+class Settings(BaseSettings):
+    """What a server can be told."""
+
+    model_config = SettingsConfigDict(env_prefix="THINNET_", extra="forbid", frozen=True)
+
+    models: Annotated[Path, Field(description="folder with one folder for each model")] = Path("models")
+    host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Field(description="port to listen on", ge=0, le=65535)] = 8000
+    root_path: Annotated[str, Field(description="path that a proxy in front strips")] = ""
+    device: Annotated[str, Field(description="where networks run: cpu, cuda, cuda:1, …")] = "cpu"
+    max_body_bytes: Annotated[int, Field(description="largest request body, also once unpacked (bytes)", ge=1)] = (
+        64 * _MIB
+    )
+    max_rows: Annotated[int, Field(description="most rows of one request", ge=1)] = 100_000
+    max_passes: Annotated[int, Field(description="most passes of one request", ge=2, le=10_000)] = 10_000
+    max_row_passes: Annotated[int, Field(description="most rows × passes of one request", ge=2)] = 50_000_000
+    memory_bytes: Annotated[int, Field(description="what one request may hold in its passes (bytes)", ge=_MIB)] = (
+        1024 * _MIB
+    )
