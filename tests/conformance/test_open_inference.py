@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from served import save_models
 from starlette.testclient import TestClient
 
@@ -182,3 +183,11 @@ def test_binary_carries_what_json_cannot(client: TestClient) -> None:
     length = int(answer.headers[LENGTH])
     assert not np.isfinite(np.frombuffer(answer.content[length:], "<f4")).all()
     assert "not finite" in json.loads(answer.content[:length])["parameters"]["notes"]
+
+
+def test_bfloat16_travels_in_binary(client: TestClient) -> None:
+    raw = torch.tensor(ROWS).bfloat16().view(torch.int16).numpy().tobytes()
+    given = {"name": "input", "datatype": "BF16", "shape": [2, 3], "parameters": {"binary_data_size": len(raw)}}
+    answer = client.post("/v2/models/line/infer", **binary({"inputs": [given]}, raw)).json()
+    reference = infer(client).json()
+    assert answer["outputs"][0]["data"] == pytest.approx(reference["outputs"][0]["data"], rel=0.05)

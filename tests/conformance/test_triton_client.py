@@ -111,12 +111,6 @@ def test_every_real_datatype_serves_a_real_input(client: Any, datatype: str, dty
     np.testing.assert_allclose(answer.as_numpy("mean"), reference.as_numpy("mean"), rtol=1e-2)
 
 
-def test_bfloat16_travels_in_binary(client: Any) -> None:
-    answer = client.infer("line", [given("input", ROWS, "BF16")])
-    reference = client.infer("line", [given("input", ROWS, "FP32")])
-    np.testing.assert_allclose(answer.as_numpy("mean"), reference.as_numpy("mean"), rtol=0.05)
-
-
 @pytest.mark.parametrize(
     ("model", "parameters", "told"),
     [
