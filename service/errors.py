@@ -5,11 +5,14 @@
     │   ├── InvalidInput                  a value, shape, type or name of the inputs
     │   ├── InvalidPlan                   a variant, rate or site that does not fit
     │   │   └── NoActiveSite              nothing would be random, so the variance would be a false 0
-    │   └── InvalidQuantity               a quantity that this output does not have
+    │   ├── InvalidQuantity               a quantity that this output does not have
+    │   ├── InvalidFactory                a `package.module:factory` that gives no network
+    │   └── InvalidWeights                a file that is not plain weights, or not this network's
     ├── NotFound                     404
     │   ├── ModelNotFound
     │   └── VersionNotFound
     ├── TooLarge                     413  past a limit that the message names
+    ├── RemoteFault                  502  another server that does not answer, or not as agreed
     ├── NotReady                     503
     └── ModelFault                   500  a model that cannot be served
         ├── CaptureFailed                 the network cannot be read as a graph
@@ -53,6 +56,14 @@ class InvalidQuantity(BadRequest):
     """The quantity is unknown, or this output does not have it."""
 
 
+class InvalidFactory(BadRequest):
+    """The factory cannot be imported or called, or returns no network."""
+
+
+class InvalidWeights(BadRequest):
+    """The file is not plain weights that can be read safely, or they are not this network's."""
+
+
 class NotFound(ThinnetError):
     """The thing named in the request does not exist."""
 
@@ -71,6 +82,12 @@ class TooLarge(ThinnetError):
     """The request is past a limit, which the message names."""
 
     status = 413
+
+
+class RemoteFault(ThinnetError):
+    """Another server does not answer, or not as agreed."""
+
+    status = 502
 
 
 class NotReady(ThinnetError):

@@ -1,7 +1,7 @@
 """What is computed from the passes of one output, as its task defines it; it does not know networks or noise.
 
-Activation and scaling act inside every pass. Entropies are in nats and are averaged as they are, never clipped. Sums run
-in float64; what is served is float32, and labels are int64.
+Activation and scaling act inside every pass. Entropies are in nats and are averaged as they are, never clipped. Sums
+run in float64; what is served is float32, and labels are int64.
 
     entropy              H[p̄]                           of the mean probabilities
     expected_entropy     (1/N) Σ H[p_t]                 the data's own uncertainty
@@ -167,9 +167,10 @@ class Accumulator:
         return torch.full_like(moments.mean, 1 / self._output.noise_precision)
 
     def _entropy(self, p: Tensor, leading: int) -> Tensor:
-        entropy = torch.special.entr(p)
+        entropy: Tensor = torch.special.entr(p)
         if self._output.task is Task.MULTILABEL:
-            return entropy + torch.special.entr(1 - p)
+            entropy += torch.special.entr(1 - p)
+            return entropy
         return entropy.sum(self._axis(leading))
 
     def _axis(self, leading: int) -> int:

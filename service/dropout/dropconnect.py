@@ -68,6 +68,9 @@ dropconnect_linear = register(
 class DropConnectLinear(nn.Linear):
     """Train a linear layer with a weight mask of its own for each example; the plain layer in eval mode.
 
+    Axes before the last all count as examples in training, as the paper has vectors only; served, one mask per pass
+    acts at every position of a row.
+
     Args:
         in_features: Size of the last axis of the input.
         out_features: Size of the last axis of the output.

@@ -22,6 +22,7 @@ class FeatureAlpha(ActivationVariant):
     variance_form = "a² p q (x + α′)²"
     reference = "Klambauer et al. 2017, NeurIPS (arXiv 1706.02515)"
     kinds = frozenset({Kind.ACTIVATION, Kind.RECURRENT})
+    per_channel = True
 
     @property
     def a(self) -> float:

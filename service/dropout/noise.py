@@ -3,9 +3,9 @@
 It does not know what the numbers are for: variants draw from a stream, the engine says which passes and rows.
 
 Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") runs in counter mode. Its key is
-BLAKE2b-128 of (domain, seed, site); its 256-bit counter is (pass · stride + block, 0, row + 1 or 0 in pass scope, 0).
-A block is eight 32-bit words and each number takes one word, so that every pass starts at a block of its own and passes
-can be drawn in any order and grouping.
+BLAKE2b-128 of (domain, seed, site); its 256-bit counter is (pass · stride + block, 0, row + 1 or 0 in pass scope, 0),
+blocks counted from 1. A block is eight 32-bit words and each number takes one word, so that every pass starts at a
+block of its own and passes can be drawn in any order and grouping.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ class Stream:
 
     def keep(self, q: float, shape: Shape, part: str = "") -> Tensor:
         """Draw Bernoulli(q) truth values [S, R, *shape]."""
-        return self._tensor(self._words(shape, part) < np.uint32(min(round(q * _TWO_32), (1 << 32) - 1)))
+        return self._tensor(self._words(shape, part) < round(q * _TWO_32))
 
     def uniform(self, shape: Shape, part: str = "") -> Tensor:
         """Draw U(0, 1) float64 numbers [S, R, *shape]; never 0 or 1."""
@@ -66,7 +66,7 @@ class Stream:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
 
     def _words(self, shape: Shape, part: str) -> NDArray[np.uint32]:
-        growing = tuple(axis for axis in sorted(self.growing) if shape[axis] > 1)
+        growing = tuple(sorted(self.growing))  # also at length 1, which is a longer length's first position
         key = philox_key(part, self.seed, self.site)
         if not growing:
             return self._flat_words(key, prod(shape)).reshape(self.passes, -1, *shape)

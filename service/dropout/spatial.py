@@ -20,6 +20,7 @@ class Spatial(ActivationVariant):
     variance_form = "x² p / q"
     reference = "Tompson et al. 2015, CVPR (arXiv 1411.4280)"
     kinds = frozenset({Kind.ACTIVATION, Kind.RECURRENT})
+    per_channel = True
 
     def fits(self, kind: Kind, shape: Shape) -> bool:
         """Tell whether there are channels with positions to share over."""

@@ -49,6 +49,8 @@ class Variant(ABC):
     kinds: ClassVar[frozenset[Kind]]
     joint: ClassVar[bool] = True
     """Whether one pass's noise gives rows and positions the covariance that one sampled network gives them."""
+    per_channel: ClassVar[bool] = False
+    """Whether each channel, the first axis of a row, has one draw for all its positions."""
 
     p: float = 0.5
 

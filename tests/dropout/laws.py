@@ -1,0 +1,250 @@
+"""The laws of the catalogue: plain functions of a variant that raise AssertionError, each message opening with its law.
+
+Tolerances are 5 standard errors, from the sample's own fourth moments, and a law refuses to judge a mean or variance
+with so few draws that the standard error is more than 3 % of the value.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import sqrt
+
+import torch
+from bench import CHANNELS, OUT, PASSES, POSITIONS, ROWS, act, closed_forms, draw, masked_row_covariance, stream
+from bench import outputs as run
+from torch import Tensor
+
+from service.dropout import Variant
+from service.dropout.variant import ActivationVariant, MaskedWeight
+
+Law = Callable[[Variant], None]
+SIGMAS = 5
+LARGEST_RELATIVE_ERROR = 0.03
+
+SHARED_AXES: dict[str, frozenset[str]] = {
+    "nothing": frozenset(),
+    "all positions of a channel": frozenset({"position"}),
+    "all elements of the branch": frozenset({"channel", "position"}),
+    "all uses of the parameter; all rows in scope pass": frozenset(),
+    "all rows in scope pass": frozenset(),
+}
+"""What each wording of `Variant.shared` means inside a row: the axes along which one draw serves all."""
+
+GROWTHS: tuple[tuple[frozenset[int], tuple[int, ...], tuple[int, ...]], ...] = (
+    (frozenset({1}), (3, 1), (3, 4)),
+    (frozenset({1}), (3, 4), (3, 9)),
+    (frozenset({0}), (2, 5), (11, 5)),
+    (frozenset({1, 2}), (2, 1, 3), (2, 3, 3)),
+    (frozenset({1, 2}), (2, 2, 4), (2, 5, 6)),
+    (frozenset({0, 2}), (1, 2, 1), (4, 2, 3)),
+)
+"""Growing axes, a shorter shape and a longer one."""
+
+
+def the_mean_is_its_closed_form(variant: Variant) -> None:
+    mean, variance = closed_forms(variant)
+    error = (variance / PASSES).sqrt()
+    _agree("mean", run(variant, stream()).mean(0), mean, error)
+    _enough("mean", error, mean)
+
+
+def the_variance_is_its_closed_form(variant: Variant) -> None:
+    _, expected = closed_forms(variant)
+    y = run(variant, stream())
+    error = variance_error(y)
+    _agree("variance", y.var(0), expected, error)
+    _enough("variance", error, expected)
+
+
+def noise_is_shared_as_declared(variant: Variant) -> None:
+    """Correlation within a row: 1 between elements that share a draw, 0 between all others."""
+    _same("sharing: correlation", correlation(run(variant, stream())[:, 0].flatten(1)), shares(variant))
+
+
+def a_linear_layer_after_it_covaries(variant: Variant) -> None:
+    """Cov(Vy) = V C Vᵀ; where nothing is shared that is (p / q) Σ V_ij V_kj x_j² for multiplicative noise."""
+    y = run(variant, stream())[:, 0].flatten(1)
+    after = torch.sin(torch.arange(4.0 * y.shape[1])).reshape(4, -1).double()
+    deviation = closed_forms(variant)[1][0].flatten().sqrt()
+    expected = after @ (shares(variant) * torch.outer(deviation, deviation)) @ after.T
+    _covaries("linear", y @ after.T, expected)
+
+
+def rows_share_one_network_in_scope_pass(variant: Variant) -> None:
+    noise = draw(variant, stream())
+    assert noise.shape[1] == 1, f"pass scope: the noise has {noise.shape[1]} rows instead of 1"
+    y = act(variant, noise).double().flatten(2)
+    expected = _row_covariance(variant)
+    for element in range(y.shape[2]):
+        _covaries("pass scope: rows", y[:, :, element], expected[..., element])
+
+
+def rows_are_independent_in_scope_row(variant: Variant) -> None:
+    noise = draw(variant, stream(rows=range(ROWS)))
+    assert noise.shape[1] == ROWS, f"row scope: the noise has {noise.shape[1]} rows instead of {ROWS}"
+    y = act(variant, noise).double()
+    _agree("row scope: variance", y.var(0), closed_forms(variant)[1], variance_error(y))
+    for element in y.flatten(2).unbind(2):
+        _same("row scope: correlation between rows", correlation(element), torch.eye(ROWS))
+
+
+def passes_are_independent(variant: Variant) -> None:
+    y = run(variant, stream())[:, 0].flatten(1)
+    for lag in (1, 2, 7):
+        between = correlation_of_pairs(y[lag:], y[:-lag])
+        assert (between.abs() <= SIGMAS / sqrt(PASSES)).all(), f"passes: correlation at lag {lag} is {between.tolist()}"
+    of = 25
+    means = y.unflatten(0, (-1, of)).mean(1)
+    _agree("passes: T times the variance of a mean of T", means.var(0) * of, y.var(0), variance_error(means) * of)
+
+
+def a_seed_is_reproducible_and_its_own(variant: Variant) -> None:
+    once, again, other = (draw(variant, stream(4000, seed=seed)) for seed in (3, 3, 4))
+    assert torch.equal(once, again), "seed: the same seed draws other noise the second time"
+    _unrelated("seed: 3 and 4", once, other)
+
+
+def a_site_has_noise_of_its_own(variant: Variant) -> None:
+    here = stream(4000)
+    _unrelated("site: two sites", draw(variant, here), draw(variant, replace(here, site="layer.dropout#2")))
+
+
+def grouping_of_passes_changes_nothing(variant: Variant) -> None:
+    for rows in (None, range(2)):
+        for growing in growths(variant):
+            whole = replace(stream(9, rows, first=5), growing=growing)
+            cuts = ((5, 2), (7, 6), (13, 1))
+            parts = [draw(variant, replace(whole, first_pass=first, passes=passes)) for first, passes in cuts]
+            assert torch.equal(torch.cat(parts), draw(variant, whole)), "grouping: passes drawn in parts differ"
+
+
+def growing_leaves_the_shorter_noise_unchanged(variant: Variant) -> None:
+    """A site's growing axes may be longer in another request; every position that both have keeps its noise."""
+    assert isinstance(variant, ActivationVariant)
+    for growing, shorter, longer in GROWTHS:
+        for rows in (None, range(2)):
+            numbers = replace(stream(6, rows, first=2), growing=growing)
+            short = _spread(variant.draw(numbers, shorter), shorter)
+            long = _spread(variant.draw(numbers, longer), longer)
+            kept = long[(..., *(slice(size) for size in shorter))]
+            assert torch.equal(kept, short), f"growth: {shorter} to {longer} changes noise along axes {set(growing)}"
+
+
+def a_row_depends_on_its_index_only(variant: Variant) -> None:
+    numbers = stream(6, range(6))
+    whole = draw(variant, numbers)
+    for rows in (range(4, 5), range(2, 6), (5, 0, 3)):
+        part = draw(variant, replace(numbers, rows=rows))
+        assert torch.equal(part, whole[:, list(rows)]), f"row index: rows {list(rows)} alone are not those among others"
+
+
+def a_rate_of_zero_changes_nothing(variant: Variant) -> None:
+    off = replace(variant, p=0.0)
+    plain = closed_forms(off)[0].float()
+    found = act(off, draw(off, stream(50)))
+    assert torch.allclose(found, plain.expand_as(found), atol=1e-6), "rate zero: the layer is not the plain one"
+
+
+LAWS: tuple[Law, ...] = (
+    the_mean_is_its_closed_form,
+    the_variance_is_its_closed_form,
+    noise_is_shared_as_declared,
+    a_linear_layer_after_it_covaries,
+    rows_share_one_network_in_scope_pass,
+    rows_are_independent_in_scope_row,
+    passes_are_independent,
+    a_seed_is_reproducible_and_its_own,
+    a_site_has_noise_of_its_own,
+    grouping_of_passes_changes_nothing,
+    growing_leaves_the_shorter_noise_unchanged,
+    a_row_depends_on_its_index_only,
+    a_rate_of_zero_changes_nothing,
+)
+
+
+def laws_of(variant: type[Variant]) -> tuple[Law, ...]:
+    """Return the laws that bind a variant: a weight's shape is the network's and never grows."""
+    if issubclass(variant, ActivationVariant):
+        return LAWS
+    return tuple(law for law in LAWS if law is not growing_leaves_the_shorter_noise_unchanged)
+
+
+def shares(variant: Variant) -> Tensor:
+    """Return which elements of a row share a draw by the variant's own words: 1 or 0 for each pair."""
+    if not isinstance(variant, ActivationVariant):
+        return torch.eye(OUT)
+    assert variant.shared in SHARED_AXES, f"sharing: say in SHARED_AXES what {variant.shared!r} means"
+    axes = SHARED_AXES[variant.shared]
+    channel = torch.ones(CHANNELS, CHANNELS) if "channel" in axes else torch.eye(CHANNELS)
+    position = torch.ones(POSITIONS, POSITIONS) if "position" in axes else torch.eye(POSITIONS)
+    return torch.kron(channel, position).double()
+
+
+def growths(variant: Variant) -> tuple[frozenset[int], ...]:
+    """Return the growing axes that a site of this variant may have in `bench`."""
+    return (frozenset(), frozenset({1})) if isinstance(variant, ActivationVariant) else (frozenset(),)
+
+
+def correlation(columns: Tensor) -> Tensor:
+    """Return the correlations between the columns of [S, K]."""
+    return torch.corrcoef(columns.double().T)
+
+
+def correlation_of_pairs(a: Tensor, b: Tensor) -> Tensor:
+    """Return the correlation of each column of a [S, K] with the same column of b."""
+    a, b = a - a.mean(0), b - b.mean(0)
+    return (a * b).mean(0) / (a.square().mean(0) * b.square().mean(0)).sqrt()
+
+
+def variance_error(y: Tensor) -> Tensor:
+    """Return the standard error of the variance of y [S, …] from its fourth moment: √((μ₄ - σ⁴ (S - 3) / (S - 1)) / S).
+
+    Two equally likely values have μ₄ = σ⁴ and no error of first order; the error of order 1 / S is added.
+    """
+    count = len(y)
+    square = (y - y.mean(0)).square()
+    variance = square.sum(0) / (count - 1)
+    spread = square.square().mean(0) - variance.square() * (count - 3) / (count - 1)
+    return (spread.clamp_min(0) / count).sqrt() + 4 * variance / count
+
+
+def _row_covariance(variant: Variant) -> Tensor:
+    """Return Cov between rows [ROWS, ROWS, elements] in scope pass."""
+    if isinstance(variant, MaskedWeight):
+        return masked_row_covariance(variant.p)
+    deviation = closed_forms(variant)[1].sqrt().flatten(1)
+    return deviation[:, None] * deviation[None, :]
+
+
+def _spread(noise: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return noise.expand(*noise.shape[:2], *shape)
+
+
+def _agree(what: str, found: Tensor, expected: Tensor, error: Tensor) -> None:
+    off = ((found - expected).abs() / error.clamp_min(1e-12)).max().item()
+    assert off <= SIGMAS, f"{what} is {off:.1f} standard errors off: {found.tolist()} instead of {expected.tolist()}"
+
+
+def _enough(what: str, error: Tensor, value: Tensor) -> None:
+    relative = (error / value.abs()).max().item()
+    assert relative <= LARGEST_RELATIVE_ERROR, f"{what}: {PASSES} draws leave a standard error of {relative:.1%}"
+
+
+def _same(what: str, found: Tensor, expected: Tensor) -> None:
+    """Compare correlations that are 0 or 1; independent columns have a standard error of 1 / √S."""
+    tolerance = torch.where(expected == 1, 1e-5, SIGMAS / sqrt(PASSES))
+    off = (found - expected).abs()
+    assert (off <= tolerance).all(), f"{what} is {found.tolist()} instead of {expected.tolist()}"
+
+
+def _covaries(what: str, columns: Tensor, expected: Tensor) -> None:
+    centred = columns - columns.mean(0)
+    products = centred[:, :, None] * centred[:, None, :]
+    scale = torch.outer(centred.std(0), centred.std(0))
+    error = products.std(0) / sqrt(len(columns)) + 4 * scale / len(columns)
+    _agree(f"{what}: covariance", products.sum(0) / (len(columns) - 1), expected, error)
+
+
+def _unrelated(what: str, a: Tensor, b: Tensor) -> None:
+    assert not torch.equal(a, b), f"{what} have the same noise"
+    shared = correlation_of_pairs(a.double().flatten(1), b.double().flatten(1))
+    assert (shared.abs() <= SIGMAS / sqrt(len(a))).all(), f"{what} have noise that correlates"

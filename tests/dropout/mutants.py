@@ -1,0 +1,274 @@
+"""Faults that a variant could have, each a class derived from the variant; a law that catches none would be no law.
+
+A mutant keeps the variant's name, words and closed forms and changes how it draws or acts, or the reverse.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import sqrt
+from typing import Any
+
+import laws
+import torch
+from bench import ROWS, draw, noise_shape, stream
+from laws import GROWTHS, Law
+from torch import Tensor
+
+from service.dropout import Alpha, DropConnect, FeatureAlpha, Gaussian, Stream, Uniform, Variant
+from service.dropout.noise import Shape
+from service.dropout.variant import ActivationVariant, SampledProduct
+
+AROUND_ONE = (Gaussian, Uniform)
+SATURATING = (Alpha, FeatureAlpha)
+BOTH = (0.1, 0.5)
+UNEVEN = (0.1,)  # at p = 0.5, exchanging p and q or taking a root of p / q changes nothing
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A faulty variant.
+
+    Attributes:
+        fault: What is wrong with it.
+        type: The faulty class.
+        law: What must catch it.
+        says: How the law's message opens.
+        rates: Where the fault shows.
+    """
+
+    fault: str
+    type: type[Variant]
+    law: Law
+    says: str
+    rates: tuple[float, ...] = BOTH
+
+    def __repr__(self) -> str:
+        return f"{self.type.name}: {self.fault} ({self.law.__name__})"
+
+
+Fault = Callable[[type[Variant]], Iterator[Mutant]]
+
+
+def rate_up_by_a_tenth(variant: type[Variant]) -> Iterator[Mutant]:
+    faulty = _at_rate(variant, lambda p: 1.1 * p)
+    yield Mutant("rate +10 %", faulty, laws.the_variance_is_its_closed_form, "variance is")
+
+
+def keep_and_drop_exchanged(variant: type[Variant]) -> Iterator[Mutant]:
+    faulty = _at_rate(variant, lambda p: 1 - p)
+    if issubclass(variant, SATURATING):  # their variance is the same at p and 1 - p, their mean is not
+        yield Mutant("p and q exchanged", faulty, laws.the_mean_is_its_closed_form, "mean is", UNEVEN)
+    else:
+        yield Mutant("p and q exchanged", faulty, laws.the_variance_is_its_closed_form, "variance is", UNEVEN)
+    if issubclass(variant, (*AROUND_ONE, SampledProduct)):
+        return
+    faulty = _with_noise(variant, lambda self, m: ~m if m.dtype == torch.bool else 1 / self.q - m)
+    yield Mutant("mask inverted", faulty, laws.the_mean_is_its_closed_form, "mean is", UNEVEN)
+
+
+def never_quite_off(variant: type[Variant]) -> Iterator[Mutant]:
+    faulty = _at_rate(variant, lambda p: max(p, 0.05))
+    yield Mutant("rate never 0", faulty, laws.a_rate_of_zero_changes_nothing, "rate zero")
+
+
+def missing_scale(variant: type[Variant]) -> Iterator[Mutant]:
+    if issubclass(variant, (*AROUND_ONE, SampledProduct)):
+        return
+    if issubclass(variant, SATURATING):
+        faulty = _derived(variant, apply=lambda self, x, noise: variant.apply(self, x, noise) / self.a)
+    else:
+        faulty = _with_noise(variant, lambda self, noise: noise * self.q)
+    yield Mutant("missing scale", faulty, laws.the_mean_is_its_closed_form, "mean is")
+
+
+def missing_mean_of_one(variant: type[Variant]) -> Iterator[Mutant]:
+    if issubclass(variant, AROUND_ONE):
+        faulty = _with_noise(variant, lambda self, noise: noise - 1)
+        yield Mutant("missing mean 1", faulty, laws.the_mean_is_its_closed_form, "mean is")
+        yield Mutant("missing mean 1", faulty, laws.a_rate_of_zero_changes_nothing, "rate zero")
+
+
+def deviation_and_variance_confused(variant: type[Variant]) -> Iterator[Mutant]:
+    law = laws.the_variance_is_its_closed_form
+    if issubclass(variant, AROUND_ONE):
+        faulty = _with_noise(variant, lambda self, noise: 1 + (noise - 1) * sqrt(self.p / self.q))
+        yield Mutant("variance where deviation belongs", faulty, law, "variance is", UNEVEN)
+    if issubclass(variant, SampledProduct):
+        faulty = _derived(variant, apply=lambda self, mean, square, z: variant.apply(self, mean, square.square(), z))
+        yield Mutant("variance where deviation belongs", faulty, law, "variance is")
+
+
+def bias_forgotten(variant: type[Variant]) -> Iterator[Mutant]:
+    """Leave the bias unmasked, as the DropConnect authors' own inference does: b² is lost."""
+    law = laws.the_variance_is_its_closed_form
+    if issubclass(variant, DropConnect):
+        faulty = _with_noise(variant, lambda _, noise: torch.cat([noise[..., :-1], noise[..., -1:] * 0 + 1], -1))
+        yield Mutant("b² lost", faulty, law, "variance is")
+    if issubclass(variant, SampledProduct):
+        faulty = _derived(variant, moments=lambda self, x, w, b: (self.mean(x, w, b), self.variance(x, w, None)))
+        yield Mutant("b² lost", faulty, law, "variance is")
+
+
+def wrong_closed_forms(variant: type[Variant]) -> Iterator[Mutant]:
+    pinned: dict[str, Any] = {}  # a sampled product draws from its closed forms: keep those that it draws from
+    if issubclass(variant, SampledProduct):
+        pinned["moments"] = lambda self, *given: variant(p=self.p).moments(*given)
+    faulty = _derived(variant, mean=lambda self, *given: variant.mean(self, *given) * self.q, **pinned)
+    yield Mutant("mean of the form without 1/q", faulty, laws.the_mean_is_its_closed_form, "mean is")
+    faulty = _derived(variant, variance=lambda self, *given: variant.variance(self, *given) * self.q**2, **pinned)
+    yield Mutant("variance of the form without 1/q", faulty, laws.the_variance_is_its_closed_form, "variance is")
+    if issubclass(variant, SATURATING):
+        faulty = _derived(variant, mean=lambda self, x: x)
+        yield Mutant("mean x", faulty, laws.the_mean_is_its_closed_form, "mean is")
+
+
+def sharing_widened(variant: type[Variant]) -> Iterator[Mutant]:
+    """Along every axis where noise is drawn apart, draw once for all."""
+    size = draw(variant(), stream(1)).shape
+    for axis in range(2, len(size)):
+        if size[axis] == 1:
+            continue
+        faulty = _with_noise(variant, lambda _, noise, axis=axis: noise.narrow(axis, 0, 1).expand_as(noise))
+        if issubclass(variant, DropConnect) and axis == 3:  # one draw for all weights of a unit
+            yield Mutant("shared by a unit's weights", faulty, laws.the_variance_is_its_closed_form, "variance is")
+            continue
+        yield Mutant(f"shared along axis {axis}", faulty, laws.noise_is_shared_as_declared, "sharing: correlation")
+        yield Mutant(f"shared along axis {axis}", faulty, laws.a_linear_layer_after_it_covaries, "linear: covariance")
+
+
+def sharing_narrowed(variant: type[Variant]) -> Iterator[Mutant]:
+    """Along every axis where one draw serves all, draw apart."""
+    sharing, linear = laws.noise_is_shared_as_declared, laws.a_linear_layer_after_it_covaries
+    shape = noise_shape(variant())
+    size = draw(variant(), stream(1)).shape[2:]
+    for axis, (drawn, wanted) in enumerate(zip(size, shape, strict=False)):
+        if drawn == wanted:
+            continue
+        faulty = _drawing(variant, _apart(variant, axis))
+        yield Mutant(f"apart along axis {axis + 2}", faulty, sharing, "sharing: correlation")
+        yield Mutant(f"apart along axis {axis + 2}", faulty, linear, "linear: covariance")
+
+
+def rows_confused(variant: type[Variant]) -> Iterator[Mutant]:
+    faulty = _with_numbers(variant, lambda numbers: replace(numbers, rows=numbers.rows or range(ROWS)))
+    yield Mutant("rows apart in scope pass", faulty, laws.rows_share_one_network_in_scope_pass, "pass scope: the noise")
+    shared = _drawing(
+        variant,
+        lambda self, numbers, shape: variant.draw(self, replace(numbers, rows=None), shape).repeat_interleave(
+            len(numbers.rows or [0]), dim=1
+        ),
+    )
+    yield Mutant("rows share in scope row", shared, laws.rows_are_independent_in_scope_row, "row scope: correlation")
+    faulty = _with_numbers(variant, lambda each: replace(each, rows=each.rows and range(len(each.rows))))
+    yield Mutant("rows counted from the first", faulty, laws.a_row_depends_on_its_index_only, "row index")
+
+
+def rows_covary_wrongly(variant: type[Variant]) -> Iterator[Mutant]:
+    """Change the sign of every second row's noise around its mean, which leaves each row's own moments alone."""
+    law, says = laws.rows_share_one_network_in_scope_pass, "pass scope: rows: covariance"
+    if issubclass(variant, SampledProduct):
+        signs = torch.tensor([1.0, -1.0, 1.0])[:, None]
+        faulty = _derived(variant, apply=lambda self, mean, square, z: variant.apply(self, mean, square, z * signs))
+        yield Mutant("rows against each other", faulty, law, says)
+    if issubclass(variant, AROUND_ONE):
+        signs = torch.tensor([1.0, -1.0, 1.0])[:, None, None]
+        faulty = _derived(variant, apply=lambda self, x, noise: variant.apply(self, x, 1 + (noise - 1) * signs))
+        yield Mutant("rows against each other", faulty, law, says)
+
+
+def passes_confused(variant: type[Variant]) -> Iterator[Mutant]:
+    pairs = _with_noise(variant, lambda _, noise: noise[torch.arange(len(noise)) // 2])
+    yield Mutant("two passes share a network", pairs, laws.passes_are_independent, "passes: correlation at lag 1")
+    relative = _with_numbers(variant, lambda numbers: replace(numbers, first_pass=0))
+    yield Mutant("every chunk starts at pass 0", relative, laws.grouping_of_passes_changes_nothing, "grouping")
+    if not issubclass(variant, SATURATING):
+        scaled = _with_noise(variant, lambda _, noise: noise / noise.mean())
+        yield Mutant("scaled by the chunk's own mean", scaled, laws.grouping_of_passes_changes_nothing, "grouping")
+
+
+def seed_or_site_ignored(variant: type[Variant]) -> Iterator[Mutant]:
+    law = laws.a_seed_is_reproducible_and_its_own
+    faulty = _with_numbers(variant, lambda numbers: replace(numbers, seed=0))
+    yield Mutant("seed ignored", faulty, law, "seed: 3 and 4")
+    faulty = _with_numbers(variant, lambda numbers: replace(numbers, seed=int(torch.randint(1 << 60, ()))))
+    yield Mutant("seeded afresh", faulty, law, "seed: the same seed")
+    faulty = _with_numbers(variant, lambda numbers: replace(numbers, site="noise"))
+    yield Mutant("site ignored", faulty, laws.a_site_has_noise_of_its_own, "site: two sites")
+
+
+def growth_ignored(variant: type[Variant]) -> Iterator[Mutant]:
+    if not issubclass(variant, ActivationVariant):
+        return
+    law = laws.growing_leaves_the_shorter_noise_unchanged
+    keyed = _drawing(
+        variant, lambda self, each, shape: variant.draw(self, replace(each, site=f"{each.site}{shape}"), shape)
+    )
+    yield Mutant("keyed by the length too", keyed, law, "growth")
+    if max(variant().draw(stream(1), longer).numel() for _, _, longer in GROWTHS) > 1:
+        faulty = _with_numbers(variant, lambda numbers: replace(numbers, growing=frozenset()))
+        yield Mutant("growth ignored", faulty, law, "growth")
+    reversed_ = _with_noise(variant, lambda _, noise: noise.flip(-1))
+    if variant().draw(stream(1), (2, 3)).shape[-1] > 1:
+        yield Mutant("counted from the far end", reversed_, law, "growth")
+
+
+FAULTS: tuple[Fault, ...] = (
+    rate_up_by_a_tenth,
+    keep_and_drop_exchanged,
+    never_quite_off,
+    missing_scale,
+    missing_mean_of_one,
+    deviation_and_variance_confused,
+    bias_forgotten,
+    wrong_closed_forms,
+    sharing_widened,
+    sharing_narrowed,
+    rows_confused,
+    rows_covary_wrongly,
+    passes_confused,
+    seed_or_site_ignored,
+    growth_ignored,
+)
+
+
+def mutants(variant: type[Variant]) -> Iterator[Mutant]:
+    """Make every mutant that fits the variant."""
+    for fault in FAULTS:
+        yield from fault(variant)
+
+
+def _derived(variant: type[Variant], **methods: Any) -> type[Variant]:
+    return type(f"Faulty{variant.__name__}", (variant,), methods)
+
+
+def _drawing(variant: type[Variant], change: Callable[[Any, Stream, Shape], Tensor]) -> type[Variant]:
+    return _derived(variant, draw=change)
+
+
+def _with_noise(variant: type[Variant], change: Callable[[Any, Tensor], Tensor]) -> type[Variant]:
+    """Derive a class whose noise is changed once drawn."""
+    return _drawing(variant, lambda self, numbers, shape: change(self, variant.draw(self, numbers, shape)))
+
+
+def _with_numbers(variant: type[Variant], change: Callable[[Stream], Stream]) -> type[Variant]:
+    """Derive a class that draws from other numbers than it was given."""
+    return _drawing(variant, lambda self, numbers, shape: variant.draw(self, change(numbers), shape))
+
+
+def _at_rate(variant: type[Variant], change: Callable[[float], float]) -> type[Variant]:
+    """Derive a class that draws, or takes its product's moments, at another rate than its closed forms say."""
+
+    def other(self: Any) -> Any:
+        return variant(p=change(self.p))
+
+    if issubclass(variant, SampledProduct):
+        return _derived(variant, moments=lambda self, *given: other(self).moments(*given))
+    return _drawing(variant, lambda self, numbers, shape: other(self).draw(numbers, shape))
+
+
+def _apart(variant: type[Variant], axis: int) -> Callable[[Any, Stream, Shape], Tensor]:
+    def draw_apart(self: Variant, numbers: Stream, shape: Shape) -> Tensor:
+        sites = [f"{numbers.site}/{index}" for index in range(shape[axis])]
+        return torch.cat([variant.draw(self, replace(numbers, site=site), shape) for site in sites], dim=axis + 2)
+
+    return draw_apart

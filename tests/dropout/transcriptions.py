@@ -1,0 +1,116 @@
+"""Every variant's paper once more, literally and in NumPy's own random numbers; it knows nothing of the service.
+
+Papers write the probability of keeping as p and scale by it in testing; here `keep` is theirs, and a network that was
+stored for testing (its weights already scaled) is scaled back first. Each function returns passes [S, …].
+"""
+
+from collections.abc import Callable
+from math import sqrt
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+OfActivations = Callable[[Generator, int, float, Array], Array]
+OfWeights = Callable[[Generator, int, float, Array, Array, Array], Array]
+
+
+def dropout(rng: Generator, passes: int, p: float, x: Array) -> Array:
+    """Srivastava et al. 2014, §4: r ~ Bernoulli(keep), ỹ = r ∗ y, W_test = keep W."""
+    keep = 1 - p
+    r = (rng.random((passes, *x.shape)) < keep).astype(float)
+    return r * (x / keep)
+
+
+def gaussian_dropout(rng: Generator, passes: int, p: float, x: Array) -> Array:
+    """Srivastava et al. 2014, §10: multiply by r′ ~ N(1, σ²) with σ² = (1 - keep) / keep."""
+    keep = 1 - p
+    return rng.normal(1.0, sqrt((1 - keep) / keep), (passes, *x.shape)) * x
+
+
+def continuous_dropout(rng: Generator, passes: int, p: float, x: Array) -> Array:
+    """Shen et al. 2018: a uniform mask, over its mean; the width has dropout's variance p / q: (2b)² / 12 = p / q."""
+    b = sqrt(12 * p / (1 - p)) / 2
+    return rng.uniform(1 - b, 1 + b, (passes, *x.shape)) * x
+
+
+def spatial_dropout(rng: Generator, passes: int, p: float, x: Array) -> Array:
+    """Tompson et al. 2015, §3.2: one trial for each feature map, extended over the whole map."""
+    keep = 1 - p
+    y = np.zeros((passes, *x.shape))
+    for channel in range(x.shape[0]):
+        trial = (rng.random(passes) < keep).astype(float)
+        y[:, channel] = trial[:, None] * x[channel] / keep
+    return y
+
+
+SELU_LAMBDA = 1.0507009873554804934193349852946
+SELU_ALPHA = 1.6732632423543772848170429916717
+
+
+def alpha_dropout(rng: Generator, passes: int, p: float, x: Array) -> Array:
+    """Klambauer et al. 2017: x d + α′(1 - d) with α′ = -λα, then a · + b.
+
+    a = (q + α′² q (1 - q))^(-1/2) and b = -a (1 - q) α′ keep mean 0 and variance 1.
+    """
+    return _alpha(rng.random((passes, *x.shape)) < 1 - p, 1 - p, x)
+
+
+def feature_alpha_dropout(rng: Generator, passes: int, p: float, x: Array) -> Array:
+    """Klambauer et al. 2017 with one d for each feature map."""
+    d = np.repeat(rng.random((passes, x.shape[0], 1)) < 1 - p, x.shape[1], axis=2)
+    return _alpha(d, 1 - p, x)
+
+
+def _alpha(d: NDArray[np.bool_], q: float, x: Array) -> Array:
+    saturation = -SELU_LAMBDA * SELU_ALPHA
+    a = (q + saturation**2 * q * (1 - q)) ** -0.5
+    b = -a * (1 - q) * saturation
+    return a * np.where(d, x, saturation) + b
+
+
+def stochastic_depth(rng: Generator, passes: int, p: float, x: Array) -> Array:
+    """Huang et al. 2016, eq. 2 and 5: b ~ Bernoulli(survival), b f; f_test = survival f."""
+    survival = 1 - p
+    y = np.empty((passes, *x.shape))
+    for t in range(passes):
+        y[t] = x / survival if rng.random() < survival else 0.0
+    return y
+
+
+def dropconnect(rng: Generator, passes: int, p: float, x: Array, weight: Array, bias: Array) -> Array:
+    """Wan et al. 2013, eq. 3: u = (M ⋆ W) v, M_ij ~ Bernoulli(keep), the biases being W's last column."""
+    keep = 1 - p
+    w = np.column_stack([weight, bias]) / keep  # stored for testing as keep W
+    v = np.append(x, 1.0)
+    mask = (rng.random((passes, *w.shape)) < keep).astype(float)
+    return np.einsum("sij,j->si", mask * w, v)
+
+
+def dropconnect_inference(rng: Generator, passes: int, p: float, x: Array, weight: Array, bias: Array) -> Array:
+    """Wan et al. 2013, Algorithm 2: μ = keep W v, σ² = keep (1 - keep) (W ⋆ W)(v ⋆ v), u_iz ~ N(μ_i, σ_i²)."""
+    keep = 1 - p
+    w = np.column_stack([weight, bias]) / keep
+    v = np.append(x, 1.0)
+    mu = keep * w @ v
+    sigma2 = keep * (1 - keep) * (w * w) @ (v * v)
+    u = np.empty((passes, len(mu)))
+    for unit in range(len(mu)):
+        u[:, unit] = rng.normal(mu[unit], sqrt(sigma2[unit]), passes)
+    return u
+
+
+ACTIVATIONS: dict[str, OfActivations] = {
+    "bernoulli": dropout,
+    "gaussian": gaussian_dropout,
+    "uniform": continuous_dropout,
+    "spatial": spatial_dropout,
+    "alpha": alpha_dropout,
+    "feature-alpha": feature_alpha_dropout,
+    "drop-path": stochastic_depth,
+}
+WEIGHTS: dict[str, OfWeights] = {
+    "dropconnect": dropconnect,
+    "dropconnect-sampled": dropconnect_inference,
+}

@@ -1,0 +1,125 @@
+"""Every model's passes run where its state is: with all tensors faked on `cuda`, an operation on two devices fails."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from service import Predictor
+from service.dropout import Stream
+from service.graph.capture import Captured
+from service.graph.compiled import Compiled, Draw
+from service.plan import Plan, make_plan
+from service.quantities import Accumulator, defaults
+
+PASSES = 3
+MIXED = "found at least two devices, cuda:0 and cpu"
+
+
+class WithoutIndexing(TorchFunctionMode):
+    """Index by operators: Python's own indexing asks for a CUDA device guard, which a CPU build of torch lacks."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return indexed(*args) if func is Tensor.__getitem__ else func(*args, **(kwargs or {}))
+
+
+def indexed(x: Tensor, keys: Any) -> Tensor:
+    axis = 0
+    for key in keys if isinstance(keys, tuple) else (keys,):
+        if isinstance(key, int):
+            x = x.select(axis, key)
+            continue
+        x = (
+            x.unsqueeze(axis)
+            if key is None
+            else torch.ops.aten.slice.Tensor(x, axis, key.start, key.stop, key.step or 1)
+        )
+        axis += 1
+    return x
+
+
+def plans_of(predictor: Predictor) -> dict[str, Plan]:
+    """Return the trained plan and that of every variant that fits somewhere."""
+    variants = sorted({name for site in predictor.sites for name in predictor.fitting(site.name)})
+    return {name: make_plan(predictor.sites, name, None, None) for name in ("trained", *variants)}
+
+
+def moved(captured: Captured, mode: FakeTensorMode, state_too: bool) -> Captured:
+    """Move a network's example and state to a CUDA device that is not there; its state is gone afterwards."""
+
+    def on_cuda(x: Tensor) -> Tensor:
+        with mode:
+            return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
+
+    for module in captured.program.graph.modules() if state_too else ():
+        module._buffers |= {name: on_cuda(state) for name, state in module._buffers.items() if state is not None}
+    return replace(captured, example=tuple(map(on_cuda, captured.example)))
+
+
+def run_on_cuda(predictor: Predictor, state_too: bool = True) -> list[str]:
+    """Run trunk, noise, suffix and statistics of every plan in both scopes; return the plans' variants."""
+    plans = plans_of(predictor)
+    at_home = [predictor._compile(plan) for plan in plans.values()]
+    modes = [{per_row: compiled.mode(per_row) for per_row in (False, True)} for compiled in at_home]
+    fake = FakeTensorMode(allow_non_fake_inputs=True)  # the noise's bits are made by NumPy
+    captured = moved(predictor._captured, fake, state_too)
+    shapes = [tuple(each.shape) for each in captured.example]
+    with fake, WithoutIndexing():
+        for plan, found in zip(plans.values(), modes, strict=True):
+            compiled = Compiled(captured, plan)
+            compiled._modes = found  # comparing numbers needs numbers
+            for rows in (None, range(len(captured.example[0]))):
+                outputs = compiled.run(compiled.trunk(captured.example), shapes, Draw(0, 0, PASSES, rows))
+                for output, raw in zip(predictor.outputs, outputs, strict=True):
+                    assert raw.device.type == "cuda"
+                    statistics = Accumulator(output, defaults(output), PASSES)
+                    statistics.add(raw)
+                    assert all(each.device.type == "cpu" for each in statistics.finish().values())
+    return list(plans)
+
+
+@pytest.mark.parametrize(
+    ("name", "variants"),
+    [
+        ("digits", {"trained", "spatial", "bernoulli", "gaussian", "dropconnect", "dropconnect-sampled"}),
+        ("digits-dropconnect", {"trained", "dropconnect", "dropconnect-sampled"}),
+        ("diabetes", {"trained", "bernoulli", "gaussian", "dropconnect", "dropconnect-sampled"}),
+    ],
+)
+def test_a_model_runs_where_its_state_is(name: str, variants: set[str], predictor: Callable[[str], Predictor]) -> None:
+    assert variants <= set(run_on_cuda(predictor(name)))
+
+
+class Mixed(nn.Module):
+    """Adds a constant that is made on the CPU wherever the network is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.drop = nn.Linear(4, 4), nn.Dropout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.linear(x)) + torch.arange(4.0, device="cpu")
+
+
+def test_a_constant_on_another_device_is_caught() -> None:
+    with pytest.raises(RuntimeError, match=MIXED):
+        run_on_cuda(Predictor.capture(Mixed(), torch.randn(2, 4)))
+
+
+def test_noise_that_stays_on_the_cpu_is_caught(
+    predictor: Callable[[str], Predictor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = predictor("digits")
+    monkeypatch.setattr(Stream, "_tensor", lambda self, values: torch.from_numpy(values))
+    with pytest.raises(RuntimeError, match=MIXED):
+        run_on_cuda(loaded)
+
+
+def test_state_that_stays_on_the_cpu_is_caught(predictor: Callable[[str], Predictor]) -> None:
+    with pytest.raises(RuntimeError, match=MIXED):
+        run_on_cuda(predictor("diabetes"), state_too=False)
