@@ -21,12 +21,12 @@ def run(settings: Settings) -> None:
         NotReady: There is no such device.
     """
     config = uvicorn.Config("unused", settings.host, settings.port, root_path=settings.root_path, log_level="warning")
-    listener = config.bind_socket()  # before loading: a port in use is told at once
-    repository = Repository(settings.models, settings.device)
-    config.app = create_app(settings, repository)
-    listener.listen(config.backlog)  # what is printed next can be called at once
-    print(banner(repository, _address(settings, listener), settings), flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    with config.bind_socket() as listener:  # before loading: a port in use is told at once
+        repository = Repository(settings.models, settings.device)
+        config.app = create_app(settings, repository)
+        listener.listen(config.backlog)  # what is printed next can be called at once
+        print(banner(repository, _address(settings, listener), settings), flush=True)
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def banner(repository: Repository, address: str, settings: Settings) -> str:
