@@ -6,7 +6,7 @@ RUN python3 -m venv /opt/thinnet \
     && /opt/thinnet/bin/pip install --no-cache-dir --no-compile .
 
 FROM python:3.11-slim
-RUN useradd --system --uid 10001 --no-create-home thinnet
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin thinnet
 COPY --from=build /opt/thinnet /opt/thinnet
 COPY models /models
 ENV PATH=/opt/thinnet/bin:$PATH \

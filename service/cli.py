@@ -150,7 +150,7 @@ def predict(
     from service.folder import read_card
     from service.predictor import Predictor
     from service.repository import check_device
-    from service.rows_file import read_rows_file
+    from service.scoring.whole_rows import read_rows_file
 
     predictor = Predictor.load(folder, version, check_device(device))
     given = read_rows_file(rows, predictor.inputs)
@@ -235,6 +235,7 @@ def export(
         variant=variant,
         passes=passes,
         seed=seed,
+        device=device,
     )
     print(f"{made.folder}: {len(made.sites)} sites, {len(made.active)} of them random where a request names no plan")
     for site in made.sites:

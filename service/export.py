@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from service.errors import InvalidInput, InvalidPlan, InvalidWeights, ThinnetError
@@ -14,6 +15,7 @@ from service.folder import model_name
 from service.graph.sites import Site
 from service.plan import TRAINED, fitting, make_plan
 from service.predictor import Predictor
+from service.repository import check_device
 from service.signature import Task
 from service.weights import load_weights, read_weights
 
@@ -55,6 +57,7 @@ def export_folder(
     variant: str = TRAINED,
     passes: int | None = None,
     seed: int | None = None,
+    device: str = "cpu",
 ) -> Exported:
     """Build a network, load its weights, capture it and write a model folder, or a new version of it.
 
@@ -73,6 +76,7 @@ def export_folder(
         variant: The variant where a request names none.
         passes: The number of passes where a request names none; None keeps thinnet's.
         seed: The seed where a request names none; None keeps thinnet's.
+        device: Where the network runs while it is captured; the folder serves on any.
 
     Raises:
         InvalidFactory, InvalidWeights, InvalidInput, InvalidPlan: Something given does not fit.
@@ -85,7 +89,7 @@ def export_folder(
     state = None if weights is None else read_weights(Path(weights))
     module = build_module(factory, arguments)
     left_out = () if state is None else load_weights(module, state)
-    predictor = _capture(module, example)
+    predictor = _capture(module, example, check_device(device))
     active = _activate(predictor, variant)
     predictor.passes = predictor.passes if passes is None else passes
     predictor.seed = predictor.seed if seed is None else seed
@@ -109,9 +113,9 @@ def _task(task: Task | str | None) -> Task | None:
     raise InvalidInput(f"there is no task {task!r}; the tasks are {', '.join(Task)}")
 
 
-def _capture(module: nn.Module, example: tuple[Tensor, ...] | dict[str, Tensor]) -> Predictor:
+def _capture(module: nn.Module, example: tuple[Tensor, ...] | dict[str, Tensor], device: torch.device) -> Predictor:
     try:
-        return Predictor.capture(module, example)
+        return Predictor.capture(module, example, device=device)
     except ThinnetError:
         raise
     except Exception as error:

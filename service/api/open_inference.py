@@ -55,8 +55,8 @@ async def models(serving: ServingHere) -> Response:
     return json_answer({"models": serving.repository.names()})
 
 
-@router.get("/models/{model}", summary="What a model takes, gives, and where it can be random", responses=ERRORS)
-@router.get("/models/{model}/versions/{version}", summary="What a version takes, gives, and where it can be random", responses=ERRORS)
+@router.get("/models/{model}", summary="A model's inputs, outputs and sites", responses=ERRORS)
+@router.get("/models/{model}/versions/{version}", summary="A version's inputs, outputs and sites", responses=ERRORS)
 async def metadata(serving: ServingHere, model: str, version: str | None = None) -> Response:
     """Tell a model's inputs, outputs, sites and which variants fit them, beside what the protocol asks for."""
     found = PredictRequest(model=model, version=version, inputs=None)
@@ -81,7 +81,9 @@ async def model_ready(serving: ServingHere, model: str, version: str | None = No
 
 
 @router.post("/models/{model}/infer", summary="Mean and variance as tensors", responses=ERRORS)
-@router.post("/models/{model}/versions/{version}/infer", summary="Mean and variance of a version, as tensors", responses=ERRORS)
+@router.post(
+    "/models/{model}/versions/{version}/infer", summary="Mean and variance of a version, as tensors", responses=ERRORS
+)
 async def infer(request: Request, serving: ServingHere, model: str, version: str | None = None) -> Response:
     """Run N stochastic passes; `mean` and `variance` are output tensors, other quantities on request.
 

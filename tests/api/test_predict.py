@@ -255,3 +255,10 @@ def test_the_docs_know_every_route_and_show_requests(client: TestClient) -> None
     assert body["schema"] == {"$ref": "#/components/schemas/PredictRequest"}
     assert "passes" in document["components"]["schemas"]["PredictRequest"]["properties"]
     assert "/v2/models/{model}/versions/{version}/infer" in document["paths"]
+
+
+@pytest.mark.parametrize("field", ['"model": "\\ud800"', '"model": "line", "variant": "\\ud800"', '"\\udfff": 1'])
+def test_text_that_is_no_unicode_is_told_so(client: TestClient, field: str) -> None:
+    answer = client.post("/predict", content=f'{{{field}, "inputs": [[1, 2, 3]]}}')
+    assert answer.status_code in (400, 404)
+    assert answer.json()["error"]

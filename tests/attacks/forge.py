@@ -33,7 +33,8 @@ class Victim(nn.Module):
     def forward(self, x: Tensor, spare: Tensor) -> Tensor:
         with torch.no_grad():
             y = self.linear(x) * torch.tensor([1.0, 2.0, 3.0])
-        return self.drop(y + self.shift)
+        dropped: Tensor = self.drop(y + self.shift)
+        return dropped
 
 
 def example(rows: int = 2) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ import io
 import typing
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,14 @@ def test_a_weight_that_is_a_view_keeps_its_numbers(tmp_path: Path) -> None:
     assert {name: value.tolist() for name, value in state.items()} == {
         name: value.tolist() for name, value in module.state_dict().items()
     }
+
+
+def test_files_load_side_by_side(tmp_path: Path) -> None:
+    path = tmp_path / "program.pt2"
+    path.write_bytes(forge.honest_bytes())
+    with ThreadPoolExecutor(4) as pool:
+        programs = list(pool.map(load_program, [path] * 8))
+    assert [program.graph_signature.user_inputs for program in programs] == [("x", "spare")] * 8
 
 
 def test_a_file_from_a_gpu_loads_on_the_cpu(tmp_path: Path) -> None:

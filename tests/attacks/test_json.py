@@ -119,6 +119,14 @@ GRAPHS: dict[str, tuple[Edit, str]] = {
         targeting("torch.ops.aten.resize_.default"),
         r"'torch.ops.aten.resize_.default'",
     ),
+    "an operator that reads past memory": (
+        targeting("torch.ops.aten._reshape_alias.default"),
+        r"_reshape_alias.default'",
+    ),
+    "an operator that trusts indices": (
+        targeting("torch.ops.aten.linalg_lu_solve.default"),
+        r"linalg_lu_solve.default'",
+    ),
     "an operator that writes elsewhere": (
         targeting("torch.ops.aten.add.out"),
         r"add.out', which writes to an argument",

@@ -1,8 +1,9 @@
 """Every operator that an archive may name: those known to read and write nothing but tensors.
 
 An operator's in-place form (`add_` beside `add`) and its overloads come with it, save those that write to another
-argument, such as `out`. Left out on purpose: what reads or writes files (`from_file`), reinterprets or resizes memory
-(`set_`, `resize_`), makes sparse, quantised or nested tensors, and what may run without an end (`while_loop`).
+argument, such as `out`. Left out on purpose: what reads or writes files (`from_file`); what may reach past a tensor's
+memory or trusts indices unchecked (`set_`, `resize_`, `_reshape_alias`, `linalg_lu_solve`, `fractional_max_pool2d`);
+what makes sparse, quantised or nested tensors; and what may run without an end (`while_loop`).
 
 It does not know which operators the engine can serve: a random one that no site claims passes here, and
 `service.graph.verify` refuses it.
@@ -51,9 +52,8 @@ _SHAPES = """
     take take_along_dim tensor_split tile transpose trace tril triu unbind unflatten unfold unsafe_chunk
     unsafe_split unsafe_split_with_sizes unsqueeze view view_as view_as_complex view_as_real vsplit vstack zero
     constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
-    replication_pad3d _reshape_alias _unsafe_view _pad_circular _pad_enum expand_copy permute_copy select_copy
-    slice_copy squeeze_copy transpose_copy unsqueeze_copy view_copy _conj _neg_view _to_copy to type_as _cast_Float
-    _cast_Long
+    replication_pad3d _unsafe_view _pad_circular _pad_enum expand_copy permute_copy select_copy slice_copy
+    squeeze_copy transpose_copy unsqueeze_copy view_copy _conj _neg_view _to_copy to type_as _cast_Float _cast_Long
 """
 _FACTORIES = """
     arange bartlett_window blackman_window empty empty_like empty_permuted empty_strided eye full full_like
@@ -64,31 +64,30 @@ _ALGEBRA = """
     addbmm addmm addmv addr baddbmm bilinear bmm cdist chain_matmul cholesky cholesky_inverse cholesky_solve
     cosine_similarity cross det dot einsum inner inverse kron linalg_cholesky linalg_cholesky_ex linalg_cond
     linalg_cross linalg_det linalg_diagonal linalg_eig linalg_eigh linalg_eigvals linalg_eigvalsh
-    linalg_householder_product linalg_inv linalg_inv_ex linalg_lu linalg_lu_factor linalg_lu_solve linalg_matmul
-    linalg_matrix_exp linalg_matrix_norm linalg_matrix_power linalg_matrix_rank linalg_multi_dot linalg_norm
-    linalg_pinv linalg_qr linalg_slogdet linalg_solve linalg_solve_ex linalg_solve_triangular linalg_svd
-    linalg_svdvals linalg_vander linalg_vecdot linalg_vector_norm linear logdet matmul matrix_exp matrix_power mm mv
-    outer ger pairwise_distance pdist pinverse qr renorm slogdet svd tensordot triangular_solve vdot _euclidean_dist
-    _weight_norm norm_except_dim _linalg_det _linalg_eigh _linalg_slogdet _linalg_solve_ex _linalg_svd fft_fft
-    fft_fft2 fft_fftfreq fft_fftn fft_fftshift fft_hfft fft_ifft fft_ifft2 fft_ifftn fft_ifftshift fft_ihfft
-    fft_irfft fft_irfft2 fft_irfftn fft_rfft fft_rfft2 fft_rfftfreq fft_rfftn istft stft
+    linalg_householder_product linalg_inv linalg_inv_ex linalg_lu linalg_lu_factor linalg_matmul linalg_matrix_exp
+    linalg_matrix_norm linalg_matrix_power linalg_matrix_rank linalg_multi_dot linalg_norm linalg_pinv linalg_qr
+    linalg_slogdet linalg_solve linalg_solve_ex linalg_solve_triangular linalg_svd linalg_svdvals linalg_vander
+    linalg_vecdot linalg_vector_norm linear logdet matmul matrix_exp matrix_power mm mv outer ger pairwise_distance
+    pdist pinverse qr renorm slogdet svd tensordot triangular_solve vdot _euclidean_dist _weight_norm
+    norm_except_dim _linalg_det _linalg_eigh _linalg_slogdet _linalg_solve_ex _linalg_svd fft_fft fft_fft2
+    fft_fftfreq fft_fftn fft_fftshift fft_hfft fft_ifft fft_ifft2 fft_ifftn fft_ifftshift fft_ihfft fft_irfft
+    fft_irfft2 fft_irfftn fft_rfft fft_rfft2 fft_rfftfreq fft_rfftn istft stft
 """
 _LAYERS = """
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
     adaptive_max_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d affine_grid_generator avg_pool1d avg_pool2d
     avg_pool3d batch_norm native_batch_norm _native_batch_norm_legit_no_training col2im conv1d conv2d conv3d
     conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution embedding embedding_bag
-    embedding_renorm fractional_max_pool2d fractional_max_pool3d grid_sampler grid_sampler_2d grid_sampler_3d
-    group_norm native_group_norm gru gru_cell im2col instance_norm layer_norm native_layer_norm log_softmax
-    _log_softmax lstm lstm_cell max_pool1d max_pool1d_with_indices max_pool2d max_pool2d_with_indices max_pool3d
-    max_pool3d_with_indices max_unpool2d max_unpool3d rms_norm _fused_rms_norm rnn_relu rnn_relu_cell rnn_tanh
-    rnn_tanh_cell _pack_padded_sequence _pad_packed_sequence scaled_dot_product_attention softmax _softmax
-    _safe_softmax _masked_softmax upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
-    upsample_nearest2d upsample_nearest3d upsample_trilinear3d _upsample_bicubic2d_aa _upsample_bilinear2d_aa
-    _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d binary_cross_entropy
-    binary_cross_entropy_with_logits cosine_embedding_loss cross_entropy_loss hinge_embedding_loss huber_loss kl_div
-    l1_loss margin_ranking_loss mse_loss nll_loss nll_loss2d nll_loss_nd poisson_nll_loss smooth_l1_loss
-    soft_margin_loss triplet_margin_loss
+    embedding_renorm grid_sampler grid_sampler_2d grid_sampler_3d group_norm native_group_norm gru gru_cell im2col
+    instance_norm layer_norm native_layer_norm log_softmax _log_softmax lstm lstm_cell max_pool1d
+    max_pool1d_with_indices max_pool2d max_pool2d_with_indices max_pool3d max_pool3d_with_indices max_unpool2d
+    max_unpool3d rms_norm rnn_relu rnn_relu_cell rnn_tanh rnn_tanh_cell _pack_padded_sequence _pad_packed_sequence
+    scaled_dot_product_attention softmax _softmax _safe_softmax upsample_bicubic2d upsample_bilinear2d
+    upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d
+    _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d
+    _upsample_nearest_exact3d binary_cross_entropy binary_cross_entropy_with_logits cosine_embedding_loss
+    cross_entropy_loss hinge_embedding_loss huber_loss kl_div l1_loss margin_ranking_loss mse_loss nll_loss
+    nll_loss2d nll_loss_nd poisson_nll_loss smooth_l1_loss soft_margin_loss triplet_margin_loss
 """
 _RANDOM = """
     alpha_dropout bernoulli cauchy dropout exponential feature_alpha_dropout feature_dropout geometric log_normal
