@@ -1,12 +1,13 @@
 """Which variant acts at which site: what the caller asked for, checked against what fits; it does not run anything.
 
-`variant="trained"` is what the network was trained with. Another variant replaces the whole plan: it goes to the trained
-sites that it fits or, if it fits none of them, to every site that it fits; all other sites are off. `sites` then adds or
-overrides one by one.
+`variant="trained"` is what the network was trained with. Another variant replaces the whole plan: it goes to the
+trained sites that it fits or, if it fits none of them, to every site that it fits; all other sites are off. `sites`
+then adds or overrides one by one.
 """
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from service.dropout import BY_NAME, Variant
@@ -17,6 +18,15 @@ TRAINED = "trained"
 OFF = "off"
 Override = str | float | Mapping[str, Any] | None
 Plan = dict[str, Variant]
+_LARGEST = 1e300
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A variant's name and its parameters, not yet checked against a site."""
+
+    variant: str
+    parameters: Mapping[str, Any]
 
 
 def make_plan(
@@ -37,16 +47,17 @@ def make_plan(
         InvalidPlan: A variant, rate or site is unknown or does not fit.
         NoActiveSite: The plan leaves nothing random.
     """
-    plan = _whole_plan(sites, variant or TRAINED, p)
     by_name = {site.name: site for site in sites}
+    choices = _whole_plan(sites, variant or TRAINED, p)
     for name, override in (overrides or {}).items():
         if name not in by_name:
-            raise InvalidPlan(f"there is no site {name!r}{_did_you_mean(name, by_name)}; the sites are {_listed(by_name)}")
-        changed = _override(by_name[name], override, plan.get(name))
-        if changed is None:
-            plan.pop(name, None)
-        else:
-            plan[name] = changed
+            raise InvalidPlan(
+                f"there is no site {name!r}{_did_you_mean(name, by_name)}; the sites are {_listed(by_name)}"
+            )
+        changed = _override(by_name[name], override, choices.pop(name, None), p)
+        if changed is not None:
+            choices[name] = changed
+    plan = {name: _build(by_name[name], choice) for name, choice in choices.items()}
     active = {name: chosen for name, chosen in plan.items() if chosen.p > 0}
     if not active:
         raise NoActiveSite(_no_active_site(sites, variant or TRAINED))
@@ -58,56 +69,55 @@ def fitting(site: Site) -> tuple[str, ...]:
     return tuple(name for name, variant in BY_NAME.items() if variant().fits(site.kind, site.shape))
 
 
-def _whole_plan(sites: Sequence[Site], variant: str, p: float | None) -> Plan:
-    if variant == TRAINED:
-        trained = [site for site in sites if site.variant is not None and site.p]
-        return {site.name: _build(site, str(site.variant), {"p": site.p if p is None else p}) for site in trained}
+def _whole_plan(sites: Sequence[Site], variant: str, p: float | None) -> dict[str, Choice]:
     if variant == OFF:
         return {}
+    trained = [site for site in sites if site.variant is not None and site.p]
+    if variant == TRAINED:
+        return {site.name: Choice(str(site.variant), _rate(site, p)) for site in trained}
     cls = _variant_named(variant)
     fits = [site for site in sites if cls().fits(site.kind, site.shape)]
     if not fits:
         raise InvalidPlan(f"variant {variant!r} fits none of the sites: {_sites_and_fits(sites)}")
-    chosen = [site for site in fits if site.variant is not None and site.p] or fits
-    return {site.name: _build(site, variant, _rate(p if p is not None else site.p)) for site in chosen}
+    return {site.name: Choice(variant, _rate(site, p)) for site in [site for site in fits if site in trained] or fits}
 
 
-def _override(site: Site, override: Override, planned: Variant | None) -> Variant | None:
-    """Return what acts at a site after an override."""
+def _override(site: Site, override: Override, planned: Choice | None, p: float | None) -> Choice | None:
+    """Return what acts at a site after an override; None where it is off."""
+    name = planned.variant if planned is not None else site.variant
+    given: Mapping[str, Any]
     if override is None or override == OFF:
         return None
     if isinstance(override, str):
-        return _build(site, override, _rate(site.p))
-    name = planned.name if planned is not None else site.variant
-    if isinstance(override, Mapping):
-        given = dict(override)
-        name = given.pop("variant", name)
-        if name == OFF:
-            return None
-        parameters = given if "p" in given else {**_rate(site.p), **given}
+        name, given = override, {}
+    elif isinstance(override, Mapping):
+        given = override
     elif isinstance(override, (int, float)) and not isinstance(override, bool):
-        parameters = {"p": override}
+        given = {"p": override}
     else:
         raise InvalidPlan(f"site {site.name!r}: {override!r} is neither a variant's name, a rate, a mapping nor 'off'")
+    name = given.get("variant", name)
+    if name == OFF:
+        return None
+    if name == TRAINED:
+        name = site.variant
     if name is None:
         raise InvalidPlan(f"site {site.name!r} was trained without a variant; name one: {', '.join(fitting(site))}")
-    return _build(site, name, parameters)
+    return Choice(name, {**_rate(site, p), **{key: value for key, value in given.items() if key != "variant"}})
 
 
-def _rate(p: float | None) -> dict[str, Any]:
-    return {"p": p} if p else {}
+def _rate(site: Site, p: float | None) -> dict[str, Any]:
+    """Return the rate asked for, or else the trained one; nothing where there is neither, for the variant's default."""
+    if p is not None:
+        return {"p": p}
+    return {"p": site.p} if site.p else {}
 
 
-def _build(site: Site, name: Any, parameters: Mapping[str, Any]) -> Variant:
-    cls = _variant_named(site.variant if name == TRAINED else name)
-    known = cls().parameters()
-    for key, value in parameters.items():
-        if key not in known:
-            raise InvalidPlan(f"site {site.name!r}: {cls.name} has no parameter {key!r}; it has {', '.join(known)}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise InvalidPlan(f"site {site.name!r}: {key} = {value!r} is not a number")
+def _build(site: Site, choice: Choice) -> Variant:
+    cls = _variant_named(choice.variant)
+    parameters = {key: _number(site, cls, key, value) for key, value in choice.parameters.items()}
     try:
-        variant = cls(**{key: float(value) for key, value in parameters.items()})
+        variant = cls(**parameters)
     except InvalidPlan as error:
         raise InvalidPlan(f"site {site.name!r}: {error}") from None
     if not variant.fits(site.kind, site.shape):
@@ -118,9 +128,20 @@ def _build(site: Site, name: Any, parameters: Mapping[str, Any]) -> Variant:
     return variant
 
 
+def _number(site: Site, cls: type[Variant], key: str, value: Any) -> float:
+    known = cls().parameters()
+    if key not in known:
+        raise InvalidPlan(f"site {site.name!r}: {cls.name} has no parameter {key!r}; it has {', '.join(known)}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > _LARGEST:
+        raise InvalidPlan(f"site {site.name!r}: {key} = {value!r} is not a number that {cls.name} can use")
+    return float(value)
+
+
 def _variant_named(name: Any) -> type[Variant]:
-    if name not in BY_NAME:
-        raise InvalidPlan(f"there is no variant {name!r}{_did_you_mean(str(name), BY_NAME)}; the variants are {', '.join(BY_NAME)}")
+    if not isinstance(name, str) or name not in BY_NAME:
+        raise InvalidPlan(
+            f"there is no variant {name!r}{_did_you_mean(str(name), BY_NAME)}; the variants are {', '.join(BY_NAME)}"
+        )
     return BY_NAME[name]
 
 

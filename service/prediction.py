@@ -42,3 +42,18 @@ class Prediction:
             known = sorted({name for found in self.outputs.values() for name in found})
             raise KeyError(f"no output has the quantity {quantity!r}; there are {', '.join(known)}")
         return next(iter(values.values())) if len(self.outputs) == 1 else values
+
+
+def unfinite_rows(outputs: Mapping[str, Mapping[str, Tensor]], most: int = 10) -> tuple[str, ...]:
+    """Return a note for each output whose mean or variance is not finite, with the rows."""
+    notes = []
+    for name, found in outputs.items():
+        both = found["mean"].isfinite() & found["variance"].isfinite()
+        bad = (~both.reshape(len(both), -1).all(1)).nonzero().flatten().tolist()
+        if bad:
+            rows = ", ".join(map(str, bad[:most])) + (f" and {len(bad) - most} more" if len(bad) > most else "")
+            notes.append(
+                f"output {name!r}: rows {rows} are not finite; the network overflows or divides by zero there, "
+                "so check these rows' inputs"
+            )
+    return tuple(notes)

@@ -3,37 +3,37 @@
 It does not know files' formats, the wire, or who else is being served.
 """
 
-import secrets
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import fx, nn
+from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
-from service.datasheet import MAX_PASSES, MIN_PASSES, Datasheet
-from service.errors import BadRequest, InvalidInput, InvalidPlan, ModelFault, NoActiveSite, TooLarge
+from service.ask import Ask, Seed, choose_seed, quantities_of
+from service.datasheet import Datasheet
+from service.errors import BadRequest, InvalidInput, InvalidPlan, NoActiveSite
 from service.folder import read_card, write_folder
-
+from service.graph.archive import load_program
 from service.graph.capture import Captured, Example, capture, from_program
-from service.graph.compiled import Compiled, Draw, couples_rows
+from service.graph.compiled import Compiled, couples_rows
 from service.graph.layout import note_layouts
 from service.graph.program import plain_outputs
+from service.graph.signature import described_inputs, described_outputs
 from service.graph.sites import Site
 from service.plan import Override, Plan, fitting, make_plan
-from service.prediction import Prediction
-from service.quantities import Accumulator, check, known_noise, needs_samples
+from service.prediction import Prediction, unfinite_rows
+from service.quantities import known_noise
 from service.rows import Given, read_rows
-from service.signature import Activation, Input, Output, Task
+from service.run import Run
+from service.signature import Input, Output, Task
 
-CHUNK_BYTES = 16 << 20  # what runs together should stay in the processor's cache
 MEMORY_BYTES = 1 << 30  # what one request may hold at once
 _PLANS_KEPT = 32
-Seed = int | None | Literal["default"]
 
 
 class Predictor:
@@ -65,8 +65,8 @@ class Predictor:
         self._captured = captured
         self._compiled: OrderedDict[tuple[Any, ...], Compiled] = OrderedDict()
         self._lock = Lock()
-        self.inputs = tuple(inputs) if inputs is not None else _inputs_of(captured)
-        self.outputs = tuple(outputs) if outputs is not None else _outputs_of(captured)
+        self.inputs = described_inputs(captured, inputs)
+        self.outputs = described_outputs(captured, outputs)
         self.sites: tuple[Site, ...] = (
             *(located.site for located in captured.activation_sites()),
             *(weight.site for weight in captured.weights),
@@ -75,7 +75,6 @@ class Predictor:
         self.passes, self.seed, self.variant = passes, seed, variant
         self.couples_rows = couples_rows(captured)
         self.device = captured.example[0].device
-        _check_signature(self)
 
     @classmethod
     def capture(
@@ -113,8 +112,6 @@ class Predictor:
             VersionNotFound, InvalidModelFolder, UnsafeArchive: What is on disk cannot be served.
         """
         card = read_card(Path(folder), version)
-        from service.graph.archive import load_program
-
         exported = load_program(card.program, sha256=card.sha256)
         if torch.device(device).type != "cpu":
             exported = move_to_device_pass(exported, torch.device(device))
@@ -156,25 +153,19 @@ class Predictor:
             InvalidQuantity: A quantity is unknown or not this output's.
             TooLarge: Samples or quantiles would not fit into memory.
         """
+        ask = Ask(self.passes if passes is None else passes, choose_seed(seed, self.seed), scope, row_offset)
+        if ask.per_row and self.couples_rows:
+            raise BadRequest(
+                "scope 'row' gives rows networks of their own, but this network couples its rows; use 'pass'"
+            )
+        wanted = quantities_of(self.outputs, quantities)
         tensors = read_rows(self.inputs, inputs, self.device)
-        passes = _checked_passes(self.passes if passes is None else passes)
-        wanted = [check(output, _own(output, quantities, self.outputs)) for output in self.outputs]
         compiled = self._compile(make_plan(self.sites, variant or self.variant, p, sites))
-        chosen = self._checked_seed(seed)
-        self._check_scope(scope, row_offset)
-        self._check_samples(wanted, len(tensors[0]), passes, memory_bytes)
-        chunk, block = self._chunking(compiled, tensors, passes, memory_bytes)
-        parts = [
-            self._run_block(compiled, tuple(each[start : start + block] for each in tensors), wanted, passes, chunk,
-                            chosen, None if scope == "pass" else row_offset + start)  # fmt: skip
-            for start in range(0, len(tensors[0]), block)
-        ]
-        answers = {
-            output.name: {name: torch.cat([part[index][name] for part in parts]) for name in parts[0][index]}
-            for index, output in enumerate(self.outputs)
-        }
+        run = Run(self._captured, compiled, self.outputs, wanted, ask, memory_bytes, self.couples_rows)
+        answers = run.answers(tensors)
         noise = {output.name: "known" if known_noise(output) else "unknown" for output in self.outputs}
-        return Prediction(passes, chosen, scope, answers, noise, compiled.notes + self._fixed_outputs(compiled))
+        notes = (*self._eval_modules(), *compiled.notes, *self._fixed_outputs(compiled), *unfinite_rows(answers))
+        return Prediction(ask.passes, ask.seed, scope, answers, noise, notes)
 
     def fitting(self, site: str) -> tuple[str, ...]:
         """Return the names of the variants that fit a site.
@@ -202,7 +193,7 @@ class Predictor:
         Args:
             folder: The model's folder; its name is the model's.
             description: What it is, for people.
-            task: The task of a single output, with softmax or sigmoid where it needs one; None keeps the outputs as they are.
+            task: The task of a single output, with softmax or sigmoid where it needs one; None keeps the outputs.
             labels: The single output's class or label names.
             score: Held-out figures by name.
             version: The version's number; None takes the next.
@@ -214,11 +205,11 @@ class Predictor:
         if task is not None or labels:
             if len(outputs) != 1:
                 raise InvalidInput("task and labels describe a single output; give `outputs` to Predictor.capture")
-            outputs = (_as_task(outputs[0], Task(task or outputs[0].task), tuple(labels)),)
-        sheet = Datasheet(
-            self.inputs, outputs, description, self.passes, self.seed, self.variant, dict(score or {})
-        )
-        return write_folder(Path(folder), plain_outputs(self._captured.exported, self._captured.program), sheet, version)
+            outputs = (outputs[0].with_task(_task(task or outputs[0].task), tuple(labels)),)
+        sheet = Datasheet(self.inputs, outputs, description, self.passes, self.seed, self.variant, dict(score or {}))
+        program = plain_outputs(self._captured.exported, self._captured.program)
+        _drop_traces(program)
+        return write_folder(Path(folder), program, sheet, version)
 
     def mode(self, scope: str = "pass", **plan: Any) -> str:
         """Return how the passes of a plan run together: folded, vmapped or looped."""
@@ -237,73 +228,9 @@ class Predictor:
                 self._compiled.popitem(last=False)
             return self._compiled[key]
 
-    def _run_block(
-        self,
-        compiled: Compiled,
-        tensors: tuple[Tensor, ...],
-        wanted: Sequence[tuple[str, ...]],
-        passes: int,
-        chunk: int,
-        seed: int,
-        first_row: int | None,
-    ) -> list[dict[str, Tensor]]:
-        """Run all passes of some rows and return each output's quantities."""
-        shapes = [tuple(each.shape) for each in tensors]
-        rows = None if first_row is None else range(first_row, first_row + len(tensors[0]))
-        accumulators = [Accumulator(output, names, passes) for output, names in zip(self.outputs, wanted, strict=True)]
-        values = compiled.trunk(tensors)
-        for first in range(0, passes, chunk):
-            draw = Draw(seed, first, min(chunk, passes - first), rows)
-            for accumulator, raw in zip(accumulators, compiled.run(values, shapes, draw), strict=True):
-                accumulator.add(raw)
-        off: Sequence[Tensor | None] = [None] * len(self.outputs)
-        if any("deterministic" in names for names in wanted):
-            with torch.no_grad():
-                off = self._captured.program.graph(*tensors)
-        return [accumulator.finish(plain) for accumulator, plain in zip(accumulators, off, strict=True)]
-
-    def _chunking(
-        self, compiled: Compiled, tensors: tuple[Tensor, ...], passes: int, memory_bytes: int
-    ) -> tuple[int, int]:
-        """Return how many passes run together, and how many rows."""
-        ratio = max(1.0, sum(x[0].numel() for x in tensors) / sum(x[0].numel() for x in self._captured.example))
-        row_bytes = max(1, int(compiled.bytes_per_row * ratio))
-        rows = len(tensors[0])
-        block = rows if self.couples_rows else max(1, min(rows, memory_bytes // row_bytes))
-        return max(1, min(passes, CHUNK_BYTES // (row_bytes * block))), block
-
-    def _checked_seed(self, seed: Seed) -> int:
-        if seed is None:
-            return secrets.randbits(53)  # exact in any JSON reader
-        if seed == "default":
-            return self.seed
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64:
-            raise BadRequest(f"seed = {seed!r} is not a whole number from 0 to 2**64 - 1, or null for a fresh one")
-        return seed
-
-    def _check_scope(self, scope: str, row_offset: int) -> None:
-        if scope not in ("pass", "row"):
-            raise BadRequest(f"scope = {scope!r} is neither 'pass' nor 'row'")
-        if not isinstance(row_offset, int) or isinstance(row_offset, bool) or not 0 <= row_offset < 1 << 62:
-            raise BadRequest(f"row_offset = {row_offset!r} is not a whole number from 0")
-        if scope == "row" and self.couples_rows:
-            raise BadRequest("scope 'row' gives every row networks of its own, but this network couples its rows; use 'pass'")
-
-    def _check_samples(self, wanted: Sequence[tuple[str, ...]], rows: int, passes: int, memory_bytes: int) -> None:
-        sizes = [self._output_elements(index) for index, names in enumerate(wanted) if needs_samples(names)]
-        need = sum(sizes) * rows * passes * 4
-        if need > memory_bytes:
-            raise TooLarge(
-                f"samples and quantiles keep every pass: {need} bytes for {rows} rows and {passes} passes, past the limit of "
-                f"{memory_bytes}; ask for fewer rows or passes"
-            )
-
-    def _output_elements(self, index: int) -> int:
-        nodes: Any = self._captured.program.graph.graph.output_node().args[0]
-        elements = 1
-        for size in nodes[index].meta["val"].shape[1:]:
-            elements *= int(size)
-        return elements
+    def _eval_modules(self) -> Iterator[str]:
+        for module in self.lost:
+            yield f"module {module} runs in eval mode: if it is random in training, that is not in the variance"
 
     def _fixed_outputs(self, compiled: Compiled) -> tuple[str, ...]:
         return tuple(
@@ -313,57 +240,15 @@ class Predictor:
         )
 
 
-def _inputs_of(captured: Captured) -> tuple[Input, ...]:
-    inputs = []
-    for node, name in zip(captured.program.placeholders(), captured.program.inputs, strict=True):
-        value = node.meta["val"]
-        shape = tuple(-1 if isinstance(size, torch.SymInt) else int(size) for size in value.shape[1:])
-        inputs.append(Input(name, str(value.dtype).removeprefix("torch."), shape))
-    return tuple(inputs)
+def _task(task: str) -> Task:
+    if task not in tuple(Task):
+        raise InvalidInput(f"task = {task!r} is not known; give one of {', '.join(Task)}")
+    return Task(task)
 
 
-def _outputs_of(captured: Captured) -> tuple[Output, ...]:
-    outputs = []
-    nodes: Any = captured.program.graph.graph.output_node().args[0]
-    for node, name in zip(nodes, captured.program.outputs, strict=True):
-        shape = tuple(-1 if isinstance(size, torch.SymInt) else int(size) for size in node.meta["val"].shape[1:])
-        outputs.append(Output(name, shape=shape))
-    return tuple(outputs)
-
-
-def _check_signature(predictor: Predictor) -> None:
-    captured = predictor._captured
-    for what, said, found in (
-        ("inputs", predictor.inputs, captured.program.inputs),
-        ("outputs", predictor.outputs, captured.program.outputs),
-    ):
-        if len(said) != len(found):
-            raise ModelFault(f"{len(said)} {what} are described, the network has {len(found)}: {', '.join(found)}")
-
-
-def _as_task(output: Output, task: Task, labels: tuple[str, ...]) -> Output:
-    activations = {Task.CLASSIFICATION: Activation.SOFTMAX, Task.MULTILABEL: Activation.SIGMOID}
-    activation = output.activation if output.activation is not Activation.NONE else activations.get(task, Activation.NONE)
-    return replace(output, task=task, activation=activation, labels=labels or output.labels)
-
-
-def _checked_passes(passes: int) -> int:
-    if isinstance(passes, bool) or not isinstance(passes, int) or not MIN_PASSES <= passes <= MAX_PASSES:
-        raise BadRequest(f"passes = {passes!r} is not a whole number from {MIN_PASSES} to {MAX_PASSES}")
-    return passes
-
-
-def _own(output: Output, quantities: Sequence[str] | None, outputs: Sequence[Output]) -> list[str]:
-    """Return the quantities asked of an output: `name`, or `output.name` where there are several outputs."""
-    names = {each.name for each in outputs}
-    own = []
-    for quantity in quantities or ():
-        owner, _, rest = quantity.partition(".")
-        addressed = len(outputs) > 1 and owner in names and rest
-        if not addressed:
-            own.append(quantity)
-        elif owner == output.name:
-            own.append(rest)
-    return own
-
-
+def _drop_traces(program: ExportedProgram) -> None:
+    """Drop the stack traces: they name the directories of the machine that exported the network."""
+    for module in program.graph_module.modules():
+        if isinstance(module, fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)

@@ -30,8 +30,6 @@ def read_rows(inputs: Sequence[Input], given: Given, device: torch.device) -> tu
     rows = {spec.name: len(tensor) for spec, tensor in zip(inputs, tensors, strict=True)}
     if len(set(rows.values())) > 1:
         raise InvalidInput(f"the inputs have different numbers of rows: {rows}; give every input the same rows")
-    if not tensors[0].shape[0]:
-        raise InvalidInput("there are no rows; give one at least")
     return tuple(standardise(spec, tensor) for spec, tensor in zip(inputs, tensors, strict=True))
 
 
@@ -67,6 +65,7 @@ def _read_one(spec: Input, value: Any) -> Tensor:
     _check_shape(spec, tensor)
     if tensor.dtype.is_complex or (tensor.dtype.is_floating_point and not dtype.is_floating_point):
         raise InvalidInput(f"input {spec.name!r} wants {spec.dtype}, {tensor.dtype} was given; give whole numbers")
+    _check_range(spec, tensor, dtype)
     converted = tensor.to(dtype)
     if dtype.is_floating_point and not bool(converted.isfinite().all()):
         check_finite(spec, tensor)
@@ -74,7 +73,21 @@ def _read_one(spec: Input, value: Any) -> Tensor:
     return converted
 
 
+def _check_range(spec: Input, tensor: Tensor, dtype: torch.dtype) -> None:
+    """Refuse whole numbers that the input's type cannot hold, which a conversion would wrap around."""
+    if dtype.is_floating_point or dtype == tensor.dtype or tensor.dtype == torch.bool or not tensor.numel():
+        return
+    low, high = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    values = tensor.cpu().numpy()  # torch has no extremes of wide unsigned types
+    if int(values.min()) < low or int(values.max()) > high:
+        raise InvalidInput(
+            f"input {spec.name!r} is {spec.dtype}, which holds {low} to {high}; give numbers in that range"
+        )
+
+
 def _check_shape(spec: Input, tensor: Tensor) -> None:
+    if tensor.dim() and not len(tensor):
+        raise InvalidInput(f"input {spec.name!r} has no rows; give one at least")
     expected = ("rows", *("any" if size < 0 else size for size in spec.shape))
     row = tuple(tensor.shape[1:])
     fits = len(row) == len(spec.shape) and all(want in (-1, got) for want, got in zip(spec.shape, row, strict=True))

@@ -4,7 +4,7 @@ An `Input` is one tensor with the batch in front; an `Output` says how one raw o
 activation first, then the way back to the target's units, both inside every pass.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -24,6 +24,9 @@ class Activation(StrEnum):
     NONE = "none"
     SOFTMAX = "softmax"
     SIGMOID = "sigmoid"
+
+
+_ACTIVATIONS = {Task.CLASSIFICATION: Activation.SOFTMAX, Task.MULTILABEL: Activation.SIGMOID}
 
 
 @dataclass(frozen=True)
@@ -78,3 +81,8 @@ class Output:
     exp: bool = False
     noise_precision: float | None = None
     unit: str = ""
+
+    def with_task(self, task: Task, labels: tuple[str, ...] = ()) -> "Output":
+        """Return the output with a task, and the activation that the task needs where there is none."""
+        activation = self.activation if self.activation is not Activation.NONE else _ACTIVATIONS.get(task)
+        return replace(self, task=task, activation=activation or Activation.NONE, labels=labels or self.labels)

@@ -1,7 +1,7 @@
 """TOML tables, read key by key with every mistake named, and written; it does not know what the keys mean."""
 
 import json
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from enum import Enum
@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 from service.errors import InvalidModelFolder
 
 _LINE_WIDTH = 120
+_LARGEST_WHOLE = (1 << 64) - 1
 _Choice = TypeVar("_Choice", bound=Enum)
 
 
@@ -110,16 +111,23 @@ class Table:
         return Table(self._place, f"{self._path}.{key}" if self._path else key, values)
 
     def _wrong(self, key: str, value: object, wanted: str) -> NoReturn:
+        self.fail(key, f"= {_shown(value)} is not {wanted}; write {wanted}")
+
+
+def _shown(value: object) -> str:
+    try:
         shown = repr(value)
-        self.fail(key, f"= {shown if len(shown) <= 80 else shown[:77] + '…'} is not {wanted}; write {wanted}")
+    except ValueError:  # Python writes no number of thousands of digits
+        shown = "a number of too many digits"
+    return shown if len(shown) <= 80 else shown[:77] + "…"
 
 
 def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST_WHOLE
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def toml_lines(values: Mapping[str, Any]) -> list[str]:

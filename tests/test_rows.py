@@ -47,9 +47,7 @@ def test_several_inputs_go_by_order_or_by_name() -> None:
 
 
 def test_inputs_that_are_missing_or_unknown_are_named() -> None:
-    with pytest.raises(
-        InvalidInput, match=r"the inputs are .*; missing: \['tokens'\], unknown: \['y'\]"
-    ):
+    with pytest.raises(InvalidInput, match=r"the inputs are .*; missing: \['tokens'\], unknown: \['y'\]"):
         read({"x": torch.ones(2, 3), "y": 1}, X, TOKENS)
     with pytest.raises(InvalidInput, match=r"takes 2 inputs \(x, tokens\), 1 were given"):
         read(torch.ones(2, 3), X, TOKENS)

@@ -7,29 +7,28 @@ named.
 """
 
 import copy
-import random
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram, export
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from service.errors import CaptureFailed, ThinnetError
+from service.errors import CaptureFailed, ImpureGraph
 from service.graph.matchers import canonicalise
+from service.graph.nodes import value_of
 from service.graph.program import Program, read_program
+from service.graph.proof import prove_capture, prove_purity
 from service.graph.purify import purify
 from service.graph.shapes import Symbols
-from service.graph.sites import SITE, Canon, LocatedSite, WeightSite, activation_site, find_weights
+from service.graph.sites import SITE, Canon, LocatedSite, site_nodes
+from service.graph.training import Arguments, eval_choices, eval_output, export_training
 from service.graph.verify import verify
+from service.graph.weights import WeightSite, find_weights
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
-_NORMALISATION = (nn.modules.batchnorm._NormBase,)
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Captured:
 
     def activation_sites(self) -> list[LocatedSite]:
         """Return the located activation sites in order."""
-        return [node.meta[SITE] for node in self.program.graph.graph.nodes if node.target is activation_site]
+        return [node.meta[SITE] for node in site_nodes(self.program.graph.graph)]
 
 
 def capture(module: nn.Module, example: Example, device: torch.device | None = None) -> Captured:
@@ -70,22 +69,20 @@ def capture(module: nn.Module, example: Example, device: torch.device | None = N
         UnclaimedRandomness: Something random is not a site.
         ImpureGraph: It has effects that cannot be proven away.
     """
-    args, kwargs = _arguments(example)
-    device = device or pytree.tree_leaves((args, kwargs))[0].device
-    args, kwargs = pytree.tree_map_only(Tensor, lambda each: each.to(device), (args, kwargs))
+    arguments = _arguments(example)
+    device = device or _tensors(arguments)[0].device
+    arguments = pytree.tree_map_only(Tensor, lambda each: each.to(device), arguments)
     module = copy.deepcopy(module).to(device)
-    expected = _eval_output(module, args, kwargs)
-    first: Exception | None = None
-    for classes in _eval_choices(module):
+    expected = eval_output(module, arguments)
+    first: CaptureFailed | ImpureGraph | None = None
+    for classes in eval_choices(module):
+        tried = copy.deepcopy(module)  # a run may change what a network writes to itself
         try:
-            exported = _export_training(module, args, kwargs, classes)
-            captured = from_program(exported, _flat_example(args, kwargs), expected)
-        except ThinnetError as error:
-            if not isinstance(error, CaptureFailed):
-                raise
+            captured = from_program(export_training(tried, arguments, classes), _tensors(arguments), expected)
+        except (CaptureFailed, ImpureGraph) as error:
             first = first or error
-            continue
-        return Captured(**{**vars(captured), "lost": _lost(module, classes)})
+        else:
+            return replace(captured, lost=_lost(module, classes))
     assert first is not None
     raise first
 
@@ -109,13 +106,13 @@ def from_program(
     canon = Canon(program, symbols)
     canonicalise(canon)
     verify(program)
-    example = example if example is not None else _made_example(program, symbols)
+    example = example if example is not None else _made_example(program)
     if expected is not None:
-        _prove_capture(program, example, expected)
+        prove_capture(program, example, expected)
     pure = purify(program, example)
-    _prove_purity(program, pure, example)
+    prove_purity(program, pure, example)
     weights = find_weights(Canon(pure, symbols, trained=_by_state(canon, pure)))
-    return Captured(pure, symbols, tuple(weights), exported, example)
+    return Captured(pure, symbols, weights, exported, example)
 
 
 def _by_state(canon: Canon, pure: Program) -> dict[fx.Node, tuple[str, float]]:
@@ -123,145 +120,50 @@ def _by_state(canon: Canon, pure: Program) -> dict[fx.Node, tuple[str, float]]:
     return {node: trained[node.target] for node in pure.graph.graph.find_nodes(op="get_attr") if node.target in trained}
 
 
-def _arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _arguments(example: Example) -> Arguments:
+    """Return the example as positional and keyword arguments of two rows or more."""
     args = (example,) if isinstance(example, Tensor) else () if isinstance(example, Mapping) else tuple(example)
     kwargs = dict(example) if isinstance(example, Mapping) else {}
-    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    tensors = _tensors((args, kwargs))
     if not tensors or any(each.dim() == 0 for each in tensors):
-        raise CaptureFailed("the example needs batch-first tensors: a tensor, a tuple of them, or a dict by argument name")
+        raise CaptureFailed(
+            "the example needs batch-first tensors: a tensor, a tuple of them, or a dict by argument name"
+        )
     if len({len(each) for each in tensors}) != 1 or not len(tensors[0]):
         sizes = ", ".join(str(tuple(each.shape)) for each in tensors)
-        raise CaptureFailed(f"the example's tensors must have the same number of rows in front, at least one; got {sizes}")
+        raise CaptureFailed(f"the example's tensors must have the same number of rows, at least one; got {sizes}")
     repeat = 2 if len(tensors[0]) == 1 else 1
-    doubled = pytree.tree_map_only(Tensor, lambda each: each.detach().repeat(repeat, *[1] * (each.dim() - 1)), (args, kwargs))
-    return doubled  # type: ignore[no-any-return] # the same pair
+    doubled: Arguments = pytree.tree_map_only(
+        Tensor, lambda each: each.detach().repeat(repeat, *[1] * (each.dim() - 1)), (args, kwargs)
+    )
+    return doubled
 
 
-def _flat_example(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
-    return tuple(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
-
-
-@contextmanager
-def _without_fast_path() -> Iterator[None]:
-    """Switch off torch's fused attention, whose eval output differs on padded rows."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _eval_output(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    clean = copy.deepcopy(module).eval()
-    with torch.no_grad(), _without_fast_path(), torch.random.fork_rng():
-        result = clean(*pytree.tree_map_only(Tensor, Tensor.clone, args), **kwargs)
-    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-
-
-def _export_training(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], in_eval: frozenset[type]
-) -> ExportedProgram:
-    module.train()
-    for child in module.modules():
-        if isinstance(child, _NORMALISATION) or type(child) in in_eval:
-            child.training = False
-    dynamic = pytree.tree_map_only(Tensor, lambda _: {0: Dim.DYNAMIC}, (args, kwargs))
-    shapes = {**_by_parameter(module, dynamic[0]), **dynamic[1]}
-    python_state, numpy_state = random.getstate(), np.random.get_state()[1].tobytes()  # type: ignore[union-attr, call-overload, index]
-    try:
-        with torch.no_grad(), _without_fast_path(), torch.random.fork_rng(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.export's remarks on torch's own modules
-            exported = export(module, args, kwargs, dynamic_shapes=shapes)
-    except Exception as error:
-        raise CaptureFailed(f"torch.export cannot read the network: {_first_line(error)}") from error
-    if python_state != random.getstate() or numpy_state != np.random.get_state()[1].tobytes():  # type: ignore[union-attr, call-overload, index]
-        random.setstate(python_state)
-        raise CaptureFailed("the network calls Python's or NumPy's random numbers in training, which no graph can show")
-    return exported
-
-
-def _by_parameter(module: nn.Module, dynamic: tuple[Any, ...]) -> dict[str, Any]:
-    import inspect  # only here: a signature is read once for each capture
-
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    shapes: dict[str, Any] = {}
-    for index, each in enumerate(parameters[: len(dynamic)]):
-        if each.kind is inspect.Parameter.VAR_POSITIONAL:
-            shapes[each.name] = tuple(dynamic[index:])
-            break
-        shapes[each.name] = dynamic[index]
-    return shapes
-
-
-def _eval_choices(module: nn.Module) -> Iterator[frozenset[type]]:
-    """Yield sets of classes to leave in eval mode: none, each alone, at last all."""
-    yield frozenset()
-    classes = {type(child): None for child in module.modules() if not isinstance(child, _NORMALISATION)}
-    yield from (frozenset({cls}) for cls in classes if not cls.__module__.startswith("torch.nn"))
-    yield frozenset(classes)
+def _tensors(arguments: Arguments) -> tuple[Tensor, ...]:
+    return tuple(leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor))
 
 
 def _lost(module: nn.Module, classes: frozenset[type]) -> tuple[str, ...]:
     return tuple(
-        f"{path or 'the root'} ({type(child).__name__})" for path, child in module.named_modules() if type(child) in classes
+        f"{path or 'the root'} ({type(child).__name__})"
+        for path, child in module.named_modules()
+        if type(child) in classes
     )
 
 
-def _made_example(program: Program, symbols: Symbols) -> tuple[Tensor, ...]:
+def _made_example(program: Program) -> tuple[Tensor, ...]:
     """Make two rows of inputs for a program that came without: normal floats, integers 0 and 1."""
     generator = torch.Generator().manual_seed(1)
     made = []
     for node in program.placeholders():
-        value = node.meta["val"]
-        shape = [2, *(int(size.node.hint or 4) if isinstance(size, torch.SymInt) else int(size) for size in value.shape[1:])]
+        value = value_of(node)
+        shape = [2, *(_example_length(size) for size in value.shape[1:])]
         if value.dtype.is_floating_point:
-            made.append(torch.randn(shape, generator=generator).to(value.dtype))
+            made.append(torch.randn(shape, generator=generator).to(value.device, value.dtype))
         else:
-            made.append(torch.randint(0, 2, shape, generator=generator).to(value.dtype))
+            made.append(torch.randint(0, 2, shape, generator=generator).to(value.device, value.dtype))
     return tuple(made)
 
 
-def _prove_capture(program: Program, example: tuple[Tensor, ...], expected: list[Tensor]) -> None:
-    """Compare the graph with everything off, sites sharing memory as in eval, with the module's eval output."""
-    with torch.no_grad():
-        found = program.graph(*(each.clone() for each in example))
-    compared = [each for each in expected if each.dtype.is_floating_point]
-    for name, mine, theirs in zip(program.outputs, found, compared, strict=True):
-        if not close(mine, theirs):
-            worst = float((mine - theirs).abs().max()) if mine.shape == theirs.shape else float("nan")
-            raise CaptureFailed(
-                f"with every site off, output {name!r} differs from the module's eval output by up to {worst:.3g}; some part "
-                "computes differently in training mode"
-            )
-
-
-def _prove_purity(program: Program, pure: Program, example: tuple[Tensor, ...]) -> None:
-    """Compare the graph without in-place operations with the one with them, sites off but fresh."""
-    with torch.no_grad():
-        before = _FreshSites(program.graph).run(*(each.clone() for each in example))
-        after = pure.graph(*example)
-    if not all(close(mine, theirs) for mine, theirs in zip(after, before, strict=True)):
-        raise CaptureFailed("the graph without in-place operations differs from the one with them")
-
-
-class _FreshSites(fx.Interpreter):
-    """Run the canonical graph with each site returning memory of its own, as an active one does."""
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        return value.clone() if n.target is activation_site and len(n.args) == 1 else value
-
-
-def close(mine: Tensor, theirs: Tensor, rtol: float = 1e-4) -> bool:
-    """Tell whether two outputs are equal to rounding, relative to their size."""
-    if mine.shape != theirs.shape:
-        return False
-    scale = theirs[theirs.isfinite()].abs().max().item() if theirs.isfinite().any() else 0.0
-    return torch.allclose(mine.to(theirs.dtype), theirs, rtol=rtol, atol=rtol * max(scale, 1e-6) / 10, equal_nan=True)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
-
+def _example_length(size: int | torch.SymInt) -> int:
+    return int(size.node.hint or 4) if isinstance(size, torch.SymInt) else int(size)

@@ -1,22 +1,24 @@
 """One plan of one network, ready to run: cut, its fastest correct way of running passes chosen, and checked.
 
-It does not know outputs' meaning. Every way of running is compared at once, pass by pass, with the whole graph uncut, on
-inputs that the capture has not seen; the first of folded, vmapped and looped that agrees is used.
+It does not know outputs' meaning. Every way of running is compared at once, pass by pass, with the whole graph uncut,
+on inputs that the capture has not seen; the first of folded, vmapped and looped that agrees is used.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from service.dropout import Stream, Variant
 from service.errors import SelfCheckFailed
-from service.graph.capture import Captured, close
+from service.graph.capture import Captured
+from service.graph.footprint import Cost, Footprint, Peaks, metered
 from service.graph.layout import change_row, with_rows
 from service.graph.passes import RUNNERS, Mode, can_fold
+from service.graph.proof import close
 from service.graph.rewrite import NoiseInput, Rewritten, rewrite
 from service.graph.shapes import Symbols
 from service.graph.split import Split, split
@@ -24,6 +26,7 @@ from service.graph.split import Split, split
 _CHECK_ROWS = 3
 _CHECK_PASSES = 2
 _CHECK_SEED = 1
+_FOOTPRINTS_KEPT = 64
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Compiled:
         self._rewritten: Rewritten = rewrite(captured, plan)
         self._split: Split = split(self._rewritten)
         self._modes: dict[bool, Mode] = {}
+        self._footprints: dict[tuple[Any, ...], Footprint] = {}
         self.notes = self._rewritten.notes
         self.stochastic = self._split.stochastic
 
@@ -73,8 +77,7 @@ class Compiled:
             shapes: The inputs' shapes.
             draw: Which passes, and the noise for them.
         """
-        device = self._captured.example[0].device
-        noises = draw_noises(self._rewritten.noises, self._captured.symbols, shapes, draw, device)
+        noises = self._draw(shapes, draw)
         count, rows = len(self._split.boundaries), shapes[0][0]
         run = RUNNERS[self.mode(per_row=draw.rows is not None)]
         with torch.inference_mode():
@@ -96,8 +99,7 @@ class Compiled:
         inputs = fresh_inputs(self._captured.example)
         rows = range(_CHECK_ROWS) if per_row else None
         draw = Draw(_CHECK_SEED, 0, _CHECK_PASSES, rows)
-        shapes = [tuple(each.shape) for each in inputs]
-        noises = draw_noises(self._rewritten.noises, self._captured.symbols, shapes, draw, inputs[0].device)
+        noises = self._draw([tuple(each.shape) for each in inputs], draw)
         expected = self._whole(inputs, noises, per_row)
         values = self.trunk(inputs)[: len(self._split.boundaries)]
         reasons = []
@@ -136,30 +138,35 @@ class Compiled:
         stacked = [torch.stack(each) for each in zip(*passes, strict=True)]
         return [output for output, noisy in zip(stacked, self.stochastic, strict=True) if noisy]
 
-    @cached_property
-    def bytes_per_row(self) -> int:
-        """Memory that one row of one pass needs in the suffix at its peak, measured on the example."""
-        inputs = fresh_inputs(self._captured.example)
-        values = self.trunk(inputs)[: len(self._split.boundaries)]
-        shapes = [tuple(each.shape) for each in inputs]
+    def footprint(self, inputs: tuple[Tensor, ...], per_row: bool) -> Footprint:
+        """Return the memory that inputs of these lengths need, measured the first time they come."""
+        key = per_row, tuple(tuple(each.shape[1:]) for each in inputs)
+        if key not in self._footprints:
+            if len(self._footprints) >= _FOOTPRINTS_KEPT:
+                self._footprints.clear()
+            self._footprints[key] = self._measure(inputs, per_row)
+        return self._footprints[key]
+
+    def _measure(self, inputs: tuple[Tensor, ...], per_row: bool) -> Footprint:
+        two, four = self._peaks(inputs, 2), self._peaks(inputs, 4)
+        trunk_row = Cost.through(two.trunk, four.trunk).row
+        if per_row:
+            one = self._peaks(inputs, 1)
+            return Footprint(trunk_row, Cost(0, one.suffix), Cost(0, one.around))
+        return Footprint(trunk_row, Cost.through(two.suffix, four.suffix), Cost.through(two.around, four.around))
+
+    def _peaks(self, inputs: tuple[Tensor, ...], rows: int) -> Peaks:
+        few = tuple(with_rows(each, rows) for each in inputs)
         draw = Draw(_CHECK_SEED, 0, 1, None)
-        noises = draw_noises(self._rewritten.noises, self._captured.symbols, shapes, draw, inputs[0].device)
-        meter = _Meter(self._split.suffix)
-        with torch.inference_mode():
-            meter.run(*values, _CHECK_ROWS, *(noise[0] for noise in noises))
-        return max(1, meter.peak // _CHECK_ROWS)
+        noises = self._draw([tuple(each.shape) for each in few], draw)
+        values, trunk = metered(self._split.trunk, *few, rows)
+        own = [noise[0] for noise in noises]
+        outputs, suffix = metered(self._split.suffix, *values[: len(self._split.boundaries)], rows, *own)
+        return Peaks.of(trunk, suffix, own, outputs)
 
-
-class _Meter(fx.Interpreter):
-    """Run a graph and note the most memory that was alive."""
-
-    peak = 0
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        alive = sum(each.numel() * each.element_size() for each in (*self.env.values(), value) if isinstance(each, Tensor))
-        self.peak = max(self.peak, alive)
-        return value
+    def _draw(self, shapes: Sequence[tuple[int, ...]], draw: Draw) -> list[Tensor]:
+        device = self._captured.example[0].device
+        return draw_noises(self._rewritten.noises, self._captured.symbols, shapes, draw, device)
 
 
 def draw_noises(
@@ -172,9 +179,13 @@ def draw_noises(
     """Draw the noise of every active site: [S, R, …] each."""
     drawn = []
     for noise in noises:
+        lengths = symbols.lengths(noise.dims, shapes)
         growing = frozenset(axis for axis, dim in enumerate(noise.dims) if symbols.is_growing(dim))
+        merged = noise.channel_axes if noise.variant.per_channel else 1
+        growing = frozenset(max(0, axis + 1 - merged) for axis in growing)
         stream = Stream(draw.seed, noise.site, draw.first_pass, draw.passes, draw.rows, growing, device)
-        drawn.append(noise.variant.draw(stream, symbols.lengths(noise.dims, shapes)))
+        one = noise.variant.draw(stream, (prod(lengths[:merged]), *lengths[merged:]) if lengths else ())
+        drawn.append(torch.unflatten(one, 2, lengths[:merged]) if merged > 1 else one)
     return drawn
 
 

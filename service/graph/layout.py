@@ -1,8 +1,8 @@
 """Which axis of every value in a graph holds the rows, found by running it; it does not know sites or plans.
 
-Symbols alone cannot tell: an axis of size 2 · B looks the same whether a row's two entries are neighbours or B apart. So
-the graph runs on two batch sizes, to see which axes grow, and again with a single row changed (to other values, then to
-NaN, which also gets through what is constant), to see which entries are that row's.
+Symbols alone cannot tell: an axis of size 2 · B looks the same whether a row's two entries are neighbours or B apart.
+So the graph runs on two batch sizes, to see which axes grow, and again with a single row changed (to other values, then
+to NaN, which also gets through what is constant), to see which entries are that row's.
 """
 
 from dataclasses import dataclass

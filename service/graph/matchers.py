@@ -1,12 +1,14 @@
 """The patterns that hold randomness, in order, each rewritten to sites; it does not know what a plan switches on.
 
-    dropout(x, p, _)                                → site(x)
-    native_dropout(x, p, _)[0]                      → site(x)
-    dropconnect_linear(x, W, b, p, …)               → linear(x, W, b), the site being W
-    bernoulli_(empty, q) → div_(·, q) → mul(x, ·)   → site(x)        timm, torchvision
-    rand + q → floor_ → mul(div(x, q), ·)           → site(x)        Hugging Face
-    scaled_dot_product_attention(Q, K, V, …)        → site(softmax(Q Kᵀ)) V
-    lstm, gru, rnn of n layers                      → layer → site → layer → … → layer
+| in the exported graph                           | in the canonical graph                          |
+|-------------------------------------------------|-------------------------------------------------|
+| dropout(x, p, _) and its relatives              | site(x)                                         |
+| native_dropout(x, p, _)[0]                      | site(x)                                         |
+| dropconnect_linear(x, W, b, p, …)               | linear(x, W, b), the site being W               |
+| bernoulli_(empty, q) → div_(·, q) → mul(x, ·)   | site(x): timm, torchvision                      |
+| rand + q → floor_ → mul(div(x, q), ·)           | site(x): Hugging Face                           |
+| scaled_dot_product_attention(Q, K, V, …)        | site(softmax(Q Kᵀ)) V                           |
+| lstm, gru, rnn of n layers                      | layer → site → layer → … → layer                |
 """
 
 from collections.abc import Callable
@@ -15,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from service.dropout import Kind
+from service.dropout import BY_NAME, Kind
+from service.errors import CaptureFailed
+from service.graph.nodes import float_operand, getitems, node_operand, operand, place_of
 from service.graph.recurrent import RECURRENT, unroll_layers
 from service.graph.shapes import BATCH, Dims
-from service.graph.sites import Canon, operand
+from service.graph.sites import SITE, Canon, LocatedSite
 
 aten = torch.ops.aten
 thinnet = torch.ops.thinnet
@@ -36,6 +40,7 @@ _DROPOUTS: dict[Any, tuple[str, str, bool]] = {  # operator → variant, name of
     thinnet.uniform_dropout.default: ("uniform", "dropout", False),
 }
 _WITHOUT_CHANNELS = {"spatial": "bernoulli", "feature-alpha": "alpha"}
+_DIVISIONS = (aten.div.Tensor, aten.div.Scalar)
 _SOFTMAX = (aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
 
 
@@ -52,21 +57,27 @@ def canonicalise(canon: Canon) -> None:
 
 def _dropout(canon: Canon, node: fx.Node) -> None:
     variant, what, inplace = _DROPOUTS[node.target]
-    x, p = node.args[0], float(node.args[1])
-    assert isinstance(x, fx.Node)
+    x, p = node_operand(node), float_operand(node, 1)
     dims = canon.dims(node)
     if len(dims) < 3:
         variant = _WITHOUT_CHANNELS.get(variant, variant)
     kind = Kind.ATTENTION if x.target in _SOFTMAX else Kind.ACTIVATION
-    canon.replace(node, canon.place(node, x, dims, kind, variant, p, what, inplace))
+    site = canon.place(node, x, dims, kind, variant, p, what, inplace)
+    _check_channels(node, site.meta[SITE])
+    canon.replace(node, site)
+
+
+def _check_channels(node: fx.Node, located: LocatedSite) -> None:
+    batch, variant = located.batch, BY_NAME.get(str(located.site.variant))
+    if variant is not None and variant.per_channel and batch is not None and batch.axis > 1 and batch.factor != 1:
+        raise CaptureFailed(f"{place_of(node)}: rows share channels' noise there; put the batch on the first axis")
 
 
 def _native_dropout(canon: Canon, node: fx.Node) -> None:
-    x, p = node.args[0], float(node.args[1])
-    users = {user.args[1]: user for user in node.users if user.op == "call_function"}
+    x, p = node_operand(node), float_operand(node, 1)
+    users = dict(getitems(node))
     if 1 in users and users[1].users:
         return  # its mask is used elsewhere: nothing here can stand for it
-    assert isinstance(x, fx.Node)
     site = canon.place(node, x, canon.dims(x), Kind.ACTIVATION, "bernoulli", p, "dropout")
     for index, user in users.items():
         if index == 0:
@@ -77,42 +88,40 @@ def _native_dropout(canon: Canon, node: fx.Node) -> None:
 
 
 def _dropconnect_linear(canon: Canon, node: fx.Node) -> None:
-    x, weight, bias, p, sampled = node.args[:5]
+    weight, p, sampled = node_operand(node, 1), float_operand(node, 3), operand(node, 4)
     with canon.graph.inserting_before(node):
-        product = canon.graph.call_function(aten.linear.default, (x, weight, bias))
+        product = canon.graph.call_function(aten.linear.default, node.args[:3])
     product.meta = dict(node.meta)
-    assert isinstance(weight, fx.Node)
-    canon.trained[weight] = ("dropconnect-sampled" if sampled else "dropconnect", float(p))
+    canon.trained[weight] = ("dropconnect-sampled" if sampled else "dropconnect", p)
     canon.replace(node, product)
 
 
 def _bernoulli_path(canon: Canon, node: fx.Node) -> None:
     """Claim x · (b / q) where b ~ Bernoulli(q) has one entry for each row, or one for all."""
     q = operand(node, 1, 0.5)
-    scaled = _only_user(node, (aten.div_.Tensor, aten.div_.Scalar, aten.div.Tensor, aten.div.Scalar))
-    if not isinstance(q, float) or scaled is None or scaled.args[1] != q or not _one_for_each_row(canon, node):
+    scaled = _only_user(node, (aten.div_.Tensor, aten.div_.Scalar, *_DIVISIONS))
+    if not isinstance(q, float) or scaled is None or operand(scaled, 1) != q or not _one_for_each_row(canon, node):
         return
     product = _only_user(scaled, (aten.mul.Tensor,))
-    if product is not None:
-        x = next(arg for arg in product.args if arg is not scaled)
+    x = _other_factor(product, scaled)
+    if product is not None and x is not None:
         _replace_branch(canon, product, x, q, [scaled, node, *_sources(node)])
 
 
 def _rand_path(canon: Canon, node: fx.Node) -> None:
     """Claim (x / q) · ⌊q + u⌋ where u ~ U(0, 1) has one entry for each row, or one for all."""
     shifted = _only_user(node, (aten.add.Tensor, aten.add_.Tensor, aten.add.Scalar))
-    floored = _only_user(shifted, (aten.floor_.default, aten.floor.default)) if shifted is not None else None
-    product = _only_user(floored, (aten.mul.Tensor,)) if floored is not None else None
-    if shifted is None or floored is None or product is None or not _one_for_each_row(canon, node):
+    floored = _only_user(shifted, (aten.floor_.default, aten.floor.default))
+    product = _only_user(floored, (aten.mul.Tensor,))
+    divided = _other_factor(product, floored)
+    if shifted is None or floored is None or product is None or divided is None or divided.target not in _DIVISIONS:
         return
-    q = shifted.args[1]
-    divided = next(arg for arg in product.args if arg is not floored)
-    is_division = isinstance(divided, fx.Node) and divided.target in (aten.div.Tensor, aten.div.Scalar)
-    if isinstance(q, float) and is_division and divided.args[1] == q:
-        _replace_branch(canon, product, divided.args[0], q, [floored, shifted, node])
+    q = operand(shifted, 1)
+    if isinstance(q, float) and not shifted.kwargs and operand(divided, 1) == q and _one_for_each_row(canon, node):
+        _replace_branch(canon, product, node_operand(divided), q, [floored, shifted, node])
 
 
-def _replace_branch(canon: Canon, product: fx.Node, x: Any, q: float, claimed: list[fx.Node]) -> None:
+def _replace_branch(canon: Canon, product: fx.Node, x: fx.Node, q: float, claimed: list[fx.Node]) -> None:
     site = canon.place(product, x, canon.dims(product), Kind.RESIDUAL, "drop-path", round(1 - q, 12), "drop_path")
     canon.replace(product, site)
     for node in claimed:
@@ -127,6 +136,11 @@ def _sources(node: fx.Node) -> list[fx.Node]:
 def _only_user(node: fx.Node | None, targets: tuple[Any, ...]) -> fx.Node | None:
     users = list(node.users) if node is not None else []
     return users[0] if len(users) == 1 and users[0].target in targets else None
+
+
+def _other_factor(product: fx.Node | None, one: fx.Node | None) -> fx.Node | None:
+    others = [arg for arg in product.args if arg is not one] if product is not None else []
+    return others[0] if len(others) == 1 and isinstance(others[0], fx.Node) else None
 
 
 def _one_for_each_row(canon: Canon, node: fx.Node) -> bool:
@@ -158,15 +172,13 @@ def attention_values(probabilities: Tensor, value: Tensor, grouped: bool) -> Ten
 
 
 def _attention(canon: Canon, node: fx.Node) -> None:
-    query, key, value = node.args[:3]
-    assert isinstance(query, fx.Node)
-    assert isinstance(key, fx.Node)
-    grouped = bool(node.kwargs.get("enable_gqa", False))
-    settings = (operand(node, 3), bool(operand(node, 5, False)), node.kwargs.get("scale"), grouped)
+    query, key, value = (node_operand(node, index) for index in range(3))
+    grouped = bool(operand(node, 7, False))
+    settings = (operand(node, 3), bool(operand(node, 5, False)), operand(node, 6), grouped)
     dims: Dims = (*canon.dims(query)[:-1], canon.dims(key)[-2])
     with canon.graph.inserting_before(node):
         probabilities = canon.graph.call_function(attention_probabilities, (query, key, *settings))
-    p = float(operand(node, 4, 0.0))
+    p = float_operand(node, 4, 0.0)
     site = canon.place(node, probabilities, dims, Kind.ATTENTION, "bernoulli", p, "attention")
     with canon.graph.inserting_before(node):
         mixed = canon.graph.call_function(attention_values, (site, value, grouped))

@@ -101,7 +101,7 @@ def _repeat(value: Any, boundary: Boundary, passes: int) -> Any:
     if batch.factor == 1 or batch.row_major:
         axis = batch.axis
         return value.unsqueeze(axis).expand(*value.shape[:axis], passes, *value.shape[axis:]).flatten(axis, axis + 1)
-    apart = value.unflatten(batch.axis, (int(batch.factor), -1)).unsqueeze(batch.axis + 1)
+    apart = torch.unflatten(value, batch.axis, (int(batch.factor), -1)).unsqueeze(batch.axis + 1)
     spread = apart.expand(*apart.shape[: batch.axis + 1], passes, *apart.shape[batch.axis + 2 :])
     return spread.flatten(batch.axis, batch.axis + 2)
 
@@ -119,8 +119,8 @@ def _split_rows(value: Tensor, batch: BatchAxis, rows: int) -> Tensor:
     if batch.factor == 1:
         return value.movedim(axis, 0).unsqueeze(axis + 1)
     if batch.row_major:
-        return value.unflatten(axis, (rows, -1)).movedim(axis, 0)
-    return value.unflatten(axis, (-1, rows)).movedim(axis + 1, 0)
+        return torch.unflatten(value, axis, (rows, -1)).movedim(axis, 0)
+    return torch.unflatten(value, axis, (-1, rows)).movedim(axis + 1, 0)
 
 
 def _one_row(value: Any, boundary: Boundary, row: int, rows: int) -> Any:

@@ -5,8 +5,10 @@ undecomposed graph is copied node by node instead. Nested graphs that change not
 """
 
 import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass, replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -16,8 +18,10 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from service.errors import CaptureFailed, ImpureGraph
+from service.graph.nodes import getitems, node_operand, returned
 
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+_NAME_LENGTH = 48
 STATE_NAME = "state_name"  # node.meta key: the state's name in the user's module
 
 
@@ -71,11 +75,17 @@ def plain_outputs(exported: ExportedProgram, program: Program) -> ExportedProgra
     names = [name or f"unused_{index}" for index, name in enumerate(_output_names(exported))]
     plain = copy.copy(exported)
     plain._example_inputs = None
-    if spec is not None and spec.type not in (dict, tuple, list, None):
-        signature = exported.module_call_graph[0].signature
-        assert signature is not None
-        signature.out_spec = pytree.tree_structure({name: 0 for name in names})
+    if spec is not None and not _is_plain(spec):
+        first, *rest = exported.module_call_graph
+        assert first.signature is not None
+        signature = replace(first.signature, out_spec=pytree.tree_structure(dict.fromkeys(names, 0)))
+        plain._module_call_graph = [replace(first, signature=signature), *rest]
     return plain
+
+
+def _is_plain(spec: pytree.TreeSpec) -> bool:
+    """Tell whether a nesting is of tuples, lists and dicts alone, which a file may name."""
+    return spec.type in (dict, tuple, list, None) and all(map(_is_plain, spec.children()))
 
 
 def _copy_inputs(exported: ExportedProgram, graph: fx.Graph, root: torch.nn.Module, copies: dict[fx.Node, Any]) -> None:
@@ -106,8 +116,8 @@ def _kept_outputs(exported: ExportedProgram) -> list[int]:
     for index, spec in enumerate(exported.graph_signature.output_specs):
         if spec.kind is OutputKind.BUFFER_MUTATION:
             raise ImpureGraph(
-                f"the network writes to its buffer {spec.target!r} while it runs; put normalisation layers in eval mode "
-                "before exporting, or pass the state in and out"
+                f"the network writes to its buffer {spec.target!r} while it runs; put normalisation layers in eval "
+                "mode before exporting, or pass the state in and out"
             )
         if spec.kind is OutputKind.USER_OUTPUT and not isinstance(spec.arg, ConstantArgument):
             keep.append(index)
@@ -121,17 +131,35 @@ def _output_names(exported: ExportedProgram) -> list[str]:
     paths = _leaf_paths(pytree.tree_unflatten(list(range(len(user))), spec)) if spec is not None else iter(())
     names = [""] * len(specs)
     for path, leaf in paths:
-        names[user[leaf]] = path or "output"
+        names[user[leaf]] = _unused(_as_name(path or "output"), names)
     return names
+
+
+def _as_name(path: str) -> str:
+    """Return a path as a name that a request may carry: letters, digits and `._-`, a letter or `_` in front."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", path)[:_NAME_LENGTH]
+    return plain if plain[0].isalpha() or plain[0] == "_" else f"output_{plain}"
+
+
+def _unused(name: str, names: list[str]) -> str:
+    return name if name not in names else next(each for k in count(2) if (each := f"{name}_{k}") not in names)
 
 
 def _leaf_paths(tree: Any, path: str = "") -> Iterator[tuple[str, int]]:
     if isinstance(tree, int):
         yield path, tree
         return
-    items = tree.items() if isinstance(tree, Mapping) else ((f"output_{i}", leaf) for i, leaf in enumerate(tree or ()))
-    for key, leaf in items:
+    for key, leaf in _children(tree):
         yield from _leaf_paths(leaf, f"{path}_{key}" if path else str(key))
+
+
+def _children(tree: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(tree, Mapping):
+        return tree.items()
+    if is_dataclass(tree):
+        return vars(tree).items()
+    leaves = pytree.tree_leaves(tree, is_leaf=lambda each: each is not tree)
+    return zip(getattr(tree, "_fields", [f"output_{i}" for i in range(len(leaves))]), leaves, strict=True)
 
 
 def _check_outputs(program: Program) -> None:
@@ -144,8 +172,8 @@ def _check_outputs(program: Program) -> None:
             raise CaptureFailed(f"output {name!r} is not a tensor; return tensors only")
         if not value.dtype.is_floating_point:
             raise CaptureFailed(
-                f"output {name!r} is {value.dtype}; a mean and a variance need floating-point outputs: return the scores "
-                "that the integers were chosen from"
+                f"output {name!r} is {value.dtype}; a mean and a variance need floating-point outputs: return the "
+                "scores that the integers were chosen from"
             )
 
 
@@ -173,8 +201,7 @@ def _body_position(node: fx.Node) -> int | None:
 
 
 def _inline(module: fx.GraphModule, node: fx.Node, position: int) -> None:
-    body_node = node.args[position]
-    assert isinstance(body_node, fx.Node)
+    body_node = node_operand(node, position)
     body = module.get_submodule(str(body_node.target))
     assert isinstance(body, fx.GraphModule)
     inner = body.graph.find_nodes(op="placeholder")
@@ -188,9 +215,9 @@ def _inline(module: fx.GraphModule, node: fx.Node, position: int) -> None:
             copies[each] = module.graph.node_copy(each, lambda old: copies[old])
             if each.op == "get_attr":
                 copies[each].target = f"{node.name}_{each.target}"
-    results = fx.map_arg(body.graph.output_node().args[0], lambda old: copies[old])
-    for user in list(node.users):
-        user.replace_all_uses_with(results[user.args[1]])
+    results = [copies[each] for each in returned(body.graph)]
+    for index, user in getitems(node):
+        user.replace_all_uses_with(results[index])
         module.graph.erase_node(user)
     module.graph.erase_node(node)
     if not body_node.users:

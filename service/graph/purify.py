@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, fx
 
 from service.errors import ImpureGraph
+from service.graph.nodes import node_operand, operand, place_of
 from service.graph.program import STATE_NAME, Program
-from service.graph.sites import activation_site, place_of
+from service.graph.sites import activation_site
 
 aten = torch.ops.aten
 _SAME_ORDER = {
@@ -52,7 +53,7 @@ class _Recorder(fx.Interpreter):
         if n.target is activation_site:
             if len(n.args) == 1:
                 return value.clone()
-            self.parents[n] = n.args[0]  # type: ignore[assignment] # a site's first argument is a node
+            self.parents[n] = node_operand(n)
             return value
         own = _storages(value)
         if n.op == "call_function" and own:
@@ -115,8 +116,8 @@ class _Purifier:
         if root.op == "get_attr":
             name = root.meta.get(STATE_NAME, root.target)
             raise ImpureGraph(
-                f"{place_of(node)} writes to the network's own {name!r} while it runs, so one answer would depend on the "
-                "ones before; keep normalisation layers in eval mode, or pass the state in and out"
+                f"{place_of(node)} writes to the network's own {name!r} while it runs, so one answer would depend on "
+                "the ones before; keep normalisation layers in eval mode, or pass the state in and out"
             )
         result = self._functional(node)
         while written in self.parents:
@@ -126,7 +127,7 @@ class _Purifier:
         self.versions[root] = self.versions.get(root, 0) + 1
         self.made[root] = (result, self.versions[root])
         self.parents.setdefault(node, written)
-        self.made[node] = (self.current(node.args[0]), self.versions[root])  # type: ignore[arg-type] # the written tensor
+        self.made[node] = (self.current(node_operand(node)), self.versions[root])
 
     def _functional(self, node: fx.Node) -> fx.Node:
         arguments = fx.map_arg(node.args, self.current)
@@ -144,7 +145,8 @@ class _Purifier:
         inverse = _INVERSES.get(view.target, _reshape_back if view.target in _SAME_ORDER else None)
         if inverse is None:
             raise ImpureGraph(
-                f"{place_of(write)} writes into a view made by {view.target}, which cannot be proven pure; write to a clone"
+                f"{place_of(write)} writes into a view made by {view.target}, which cannot be proven pure; "
+                "write to a clone"
             )
         arguments = fx.map_arg(view.args[1:], self.current)
         whole = self.new.call_function(inverse, (value, parent, *arguments), fx.map_arg(view.kwargs, self.current))
@@ -155,27 +157,30 @@ class _Purifier:
 def _written(node: fx.Node) -> fx.Node | None:
     """Return the node that this one writes to, if any."""
     if node.target is activation_site:
-        return node.args[0] if len(node.args) > 1 else None  # type: ignore[return-value] # a node
+        return node_operand(node) if len(node.args) > 1 else None
     if not isinstance(node.target, torch._ops.OpOverload):
         return None
     for position, argument in enumerate(node.target._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
-            operand = node.kwargs.get(argument.name, node.args[position] if position < len(node.args) else None)
-            if not isinstance(operand, fx.Node) or position:
-                raise ImpureGraph(f"{place_of(node)} writes to {argument.name!r}; only plain in-place operations are known")
-            return operand
+            target = operand(node, position)
+            if not isinstance(target, fx.Node) or position:
+                raise ImpureGraph(
+                    f"{place_of(node)} writes to {argument.name!r}; only plain in-place operations are known"
+                )
+            return target
     return None
 
 
 def _functional_form(node: fx.Node) -> Callable[..., Any]:
     if node.target is aten.zero_.default:
         return torch.zeros_like
-    name, overload = node.target._schema.name, node.target._overloadname  # type: ignore[union-attr] # an OpOverload
-    packet = getattr(getattr(torch.ops, name.split("::")[0]), name.split("::")[1].removesuffix("_"), None)
-    form = getattr(packet, overload, None)
+    assert isinstance(node.target, torch._ops.OpOverload)
+    namespace, name = node.target._schema.name.split("::")
+    packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
+    form: Callable[..., Any] | None = getattr(packet, node.target._overloadname, None)
     if form is None:
         raise ImpureGraph(f"{place_of(node)} has no functional form; use the out-of-place operation")
-    return form  # type: ignore[no-any-return] # torch leaves operators untyped
+    return form
 
 
 def _reshape_back(value: Tensor, parent: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -1,5 +1,9 @@
-"""Stacked recurrent layers taken apart, so that the dropout between them stands alone; it does not know cells' equations."""
+"""Stacked recurrent layers taken apart, so that the dropout between them stands alone.
 
+It does not know cells' equations.
+"""
+
+from collections.abc import Sequence
 from operator import getitem
 from typing import Any
 
@@ -7,6 +11,7 @@ import torch
 from torch import fx
 
 from service.dropout import Kind
+from service.graph.nodes import float_operand, getitems, int_operand, node_operand, operand, sequence_operand
 from service.graph.sites import Canon
 
 aten = torch.ops.aten
@@ -19,32 +24,42 @@ def unroll_layers(canon: Canon, node: fx.Node) -> None:
     The order of the arguments is torch's: input, initial state(s), parameters, biases?, layers, dropout, train,
     bidirectional, batch first.
     """
-    x, state, parameters, has_biases, layers, p, _, bidirectional, batch_first = node.args
-    graph, directions = canon.graph, 2 if bidirectional else 1
-    is_lstm = node.target is aten.lstm.input
-    states: Any = state if is_lstm else [state]
-    each = len(parameters) // layers  # type: ignore[arg-type, operator] # fx types every argument alike
-    dims = canon.symbols.dims(node.meta["val"][0])
-    finals: list[list[fx.Node]] = [[] for _ in states]
-    for layer in range(layers):  # type: ignore[arg-type] # an int in the schema
-        with graph.inserting_before(node):
-            own = [graph.call_function(aten.narrow.default, (s, 0, layer * directions, directions)) for s in states]
-            step = parameters[layer * each : (layer + 1) * each]  # type: ignore[index] # a list in the schema
-            cell = graph.call_function(
-                node.target,  # type: ignore[arg-type] # an operator, as matched
-                (x, own if is_lstm else own[0], step, has_biases, 1, 0.0, False, bidirectional, batch_first),
-            )
-            cell.meta = {key: value for key, value in node.meta.items() if key != "val"}
-            x = graph.call_function(getitem, (cell, 0))
-            for index, final in enumerate(finals):
-                final.append(graph.call_function(getitem, (cell, index + 1)))
-        if layer + 1 < layers:  # type: ignore[operator] # an int in the schema
-            x = canon.place(node, x, dims, Kind.RECURRENT, "bernoulli", float(p), f"layer_{layer}")  # type: ignore[arg-type] # a float in the schema
-    with graph.inserting_before(node):
-        results = [x, *(graph.call_function(aten.cat.default, (final, 0)) for final in finals)]
-    for user in list(node.users):
-        canon.replace(user, results[user.args[1]])  # type: ignore[arg-type, index] # users of a tuple are getitems
-    graph.erase_node(node)
+    _Unrolled(canon, node).run()
 
 
+class _Unrolled:
+    def __init__(self, canon: Canon, node: fx.Node) -> None:
+        self.canon, self.graph, self.node = canon, canon.graph, node
+        self.is_lstm = node.target is aten.lstm.input
+        self.states: Sequence[Any] = sequence_operand(node, 1) if self.is_lstm else [operand(node, 1)]
+        self.parameters = sequence_operand(node, 2)
+        self.layers = int_operand(node, 4)
+        self.directions = 2 if operand(node, 7) else 1
+        self.finals: list[list[fx.Node]] = [[] for _ in self.states]
 
+    def run(self) -> None:
+        x, node = node_operand(self.node), self.node
+        dims, p = self.canon.symbols.dims(node.meta["val"][0]), float_operand(node, 5)
+        for layer in range(self.layers):
+            with self.graph.inserting_before(node):
+                x = self.layer(x, layer)
+            if layer + 1 < self.layers:
+                x = self.canon.place(node, x, dims, Kind.RECURRENT, "bernoulli", p, f"layer_{layer}")
+        with self.graph.inserting_before(node):
+            results = [x, *(self.graph.call_function(aten.cat.default, (final, 0)) for final in self.finals)]
+        for index, user in getitems(node):
+            self.canon.replace(user, results[index])
+        self.graph.erase_node(node)
+
+    def layer(self, x: fx.Node, layer: int) -> fx.Node:
+        """Write one layer and return its output; its final states are kept."""
+        each, first = len(self.parameters) // self.layers, layer * self.directions
+        own = [self.graph.call_function(aten.narrow.default, (s, 0, first, self.directions)) for s in self.states]
+        state = own if self.is_lstm else own[0]
+        parameters = self.parameters[layer * each : (layer + 1) * each]
+        settings = (operand(self.node, 3), 1, 0.0, False, *self.node.args[7:])
+        cell = self.graph.create_node("call_function", self.node.target, (x, state, parameters, *settings))
+        cell.meta = {key: value for key, value in self.node.meta.items() if key != "val"}
+        for index, final in enumerate(self.finals):
+            final.append(self.graph.call_function(getitem, (cell, index + 1)))
+        return self.graph.call_function(getitem, (cell, 0))

@@ -3,12 +3,12 @@
 It does not know how noise is drawn or how passes run together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import getitem
-from typing import Any
 
 import sympy
+import torch
 from torch import Tensor, fx
 
 from service.dropout import DropConnect, Variant
@@ -16,8 +16,11 @@ from service.dropout.variant import ActivationVariant, MaskedWeight, SampledProd
 from service.errors import InvalidPlan
 from service.graph.capture import Captured
 from service.graph.layout import LAYOUT, Layout
+from service.graph.nodes import node_operand, value_of
+from service.graph.program import STATE_NAME
 from service.graph.shapes import BatchAxis, Dims, row_dims
-from service.graph.sites import SITE, WeightSite, activation_site
+from service.graph.sites import SITE, activation_site
+from service.graph.weights import WeightSite
 
 ROWS = "rows"
 
@@ -32,6 +35,7 @@ class NoiseInput:
         variant: What draws it.
         dims: The site's shape for one row.
         has_rows: Whether the site's tensor has a batch axis; a weight's has none.
+        channel_axes: How many axes of a row number its channels.
     """
 
     placeholder: str
@@ -39,6 +43,7 @@ class NoiseInput:
     variant: Variant
     dims: Dims
     has_rows: bool
+    channel_axes: int = 1
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,9 @@ class Apply:
         fronted = [self._rows_in_front(each, rows) for each in tensors]
         folded = noise.dim() > fronted[0].dim()
         if folded:
-            fronted = [each.unflatten(0, (passes, -1)) if len(each) == rows else each[None] for each in fronted]
-        y = self.variant.apply(*fronted, noise.to(fronted[0].dtype) if noise.is_floating_point() else noise)
+            fronted = [torch.unflatten(x, 0, (passes, -1)) if len(x) == rows else x[None] for x in fronted]
+        act: Callable[..., Tensor] = self.variant.apply  # of an activation, or of a product's mean and variance
+        y = act(*fronted, noise.to(fronted[0].dtype) if noise.is_floating_point() else noise)
         return self._rows_back(y.flatten(0, 1) if folded else y)
 
     def _rows_in_front(self, x: Tensor, rows: int) -> Tensor:
@@ -78,8 +84,8 @@ class Apply:
         if self.batch.factor == 1:
             return x.movedim(axis, 0)
         if self.batch.row_major:
-            return x.unflatten(axis, (rows, -1)).movedim((axis, axis + 1), (0, 1))
-        return x.unflatten(axis, (-1, rows)).movedim((axis + 1, axis), (0, 1))
+            return torch.unflatten(x, axis, (rows, -1)).movedim((axis, axis + 1), (0, 1))
+        return torch.unflatten(x, axis, (-1, rows)).movedim((axis + 1, axis), (0, 1))
 
     def _rows_back(self, y: Tensor) -> Tensor:
         if self.batch is None:
@@ -117,7 +123,7 @@ def rewrite(captured: Captured, plan: Mapping[str, Variant]) -> Rewritten:
     """
     old = captured.program.graph
     graph = fx.Graph()
-    copies: dict[fx.Node, Any] = {node: graph.node_copy(node) for node in captured.program.placeholders()}
+    copies: dict[fx.Node, fx.Node] = {node: graph.node_copy(node) for node in captured.program.placeholders()}
     rows = graph.placeholder(ROWS)
     writer = _Writer(graph, rows, copies)
     weights = [site for site in captured.weights if site.site.name in plan]
@@ -130,7 +136,7 @@ def rewrite(captured: Captured, plan: Mapping[str, Variant]) -> Rewritten:
 
 
 class _Writer:
-    def __init__(self, graph: fx.Graph, rows: fx.Node, copies: dict[fx.Node, Any]) -> None:
+    def __init__(self, graph: fx.Graph, rows: fx.Node, copies: dict[fx.Node, fx.Node]) -> None:
         self.graph, self.rows, self.copies = graph, rows, copies
         self.noises: list[NoiseInput] = []
         self.notes: list[str] = []
@@ -148,7 +154,8 @@ class _Writer:
                 if layout.entangled:
                     raise InvalidPlan(f"site {located.site.name!r}: rows cannot be told apart there; switch it off")
                 dims = row_dims(located.dims, located.batch)
-                noise = self._noise(located.site.name, variant, dims, layout.batch is not None)
+                has_rows = layout.batch is not None
+                noise = self._noise(located.site.name, variant, dims, has_rows, located.channel_axes)
                 self.variants[node] = (variant, noise)
         for site in weights:
             self._declare_weight(site, plan[site.site.name])
@@ -163,17 +170,17 @@ class _Writer:
             self.products[site.uses[0].node] = (variant, noise)
             return
         assert isinstance(variant, MaskedWeight)
-        whole = MaskColumns(variant, slice(0, site.parameter.meta["val"].shape[1]))
+        whole = MaskColumns(variant, slice(0, value_of(site.parameter).shape[1]))
         own = {name: MaskColumns(variant, column) for name, column in site.columns.items()}
         for user in site.parameter.users:
             self.masks[site.parameter, user] = (whole, noise)
         for use in site.uses:
-            if use.bias is not None and (mask := own.get(use.bias.meta.get("state_name", ""))):
+            if use.bias is not None and (mask := own.get(use.bias.meta.get(STATE_NAME, ""))):
                 self.masks[use.bias, use.node] = (mask, noise)
 
-    def _noise(self, site: str, variant: Variant, dims: Dims, has_rows: bool) -> fx.Node:
+    def _noise(self, site: str, variant: Variant, dims: Dims, has_rows: bool, channel_axes: int = 1) -> fx.Node:
         node = self.graph.placeholder(f"noise_{len(self.noises)}")
-        self.noises.append(NoiseInput(str(node.target), site, variant, dims, has_rows))
+        self.noises.append(NoiseInput(str(node.target), site, variant, dims, has_rows, channel_axes))
         return node
 
     def write(self, node: fx.Node) -> None:
@@ -188,9 +195,9 @@ class _Writer:
             self.copies[node] = self.graph.node_copy(node, lambda old: self._operand(old, node))
 
     def _activation(self, node: fx.Node) -> fx.Node:
-        x = self.copies[node.args[0]]  # type: ignore[index] # a site's argument is a node
+        x = self.copies[node_operand(node)]
         if node not in self.variants:
-            return x  # type: ignore[no-any-return] # a node
+            return x
         variant, noise = self.variants[node]
         assert isinstance(variant, ActivationVariant)
         return self.graph.call_function(Apply(variant, node.meta[LAYOUT].batch), (self.rows, noise, x))
@@ -206,7 +213,7 @@ class _Writer:
 
     def _operand(self, old: fx.Node, user: fx.Node) -> fx.Node:
         if (old, user) not in self.masks:
-            return self.copies[old]  # type: ignore[no-any-return] # a node
+            return self.copies[old]
         mask, noise = self.masks[old, user]
         if (old, mask) not in self.masked:
             self.masked[old, mask] = self.graph.call_function(mask, (self.copies[old], noise))

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from service.errors import CaptureFailed
+from service.graph.nodes import returned, value_of
 from service.graph.program import Program
 
 BATCH = sympy.Symbol("batch", integer=True, positive=True)
-Expression = sympy.Expr
+ONE = sympy.Integer(1)
+Expression = Any  # a sympy.Expr, for which sympy ships no types
 Dims = tuple[Expression, ...]
 
 
@@ -31,7 +33,7 @@ class BatchAxis:
     """
 
     axis: int
-    factor: Expression = sympy.Integer(1)
+    factor: Expression = ONE
     row_major: bool = True
 
 
@@ -52,7 +54,7 @@ class Symbols:
         batch: set[Expression] = set()
         growing: dict[Expression, tuple[int, int]] = {}
         for index, node in enumerate(program.placeholders()):
-            shape = node.meta["val"].shape
+            shape = value_of(node).shape
             if not shape or not isinstance(shape[0], torch.SymInt):
                 raise CaptureFailed(_static_batch(str(node.target), tuple(shape)))
             batch |= expression(shape[0]).free_symbols
@@ -68,12 +70,12 @@ class Symbols:
         Raises:
             CaptureFailed: One has not.
         """
-        nodes: Any = program.graph.graph.output_node().args[0]
-        for name, node in zip(program.outputs, nodes, strict=True):
-            dims = self.dims(node.meta["val"])
+        for name, node in zip(program.outputs, returned(program.graph.graph), strict=True):
+            dims = self.dims(value_of(node))
             if not dims or dims[0] != BATCH or any(BATCH in dim.free_symbols for dim in dims[1:]):
                 raise CaptureFailed(
-                    f"output {name!r} has the shape {list(dims)}; each output needs one entry for each row, on its first axis"
+                    f"output {name!r} has the shape {list(dims)}; each output needs one entry for each row, on its "
+                    "first axis"
                 )
 
     def dims(self, value: Any) -> Dims:

@@ -8,12 +8,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from service.dropout import Kind
 from service.errors import CaptureFailed
-from service.graph.program import STATE_NAME, Program
+from service.graph.nodes import module_of, place_of, value_of
+from service.graph.program import Program
 from service.graph.shapes import BatchAxis, Dims, Symbols, find_batch, row_dims
 
 SITE = "site"  # node.meta key: the LocatedSite
@@ -40,30 +40,23 @@ class Site:
 
 @dataclass(frozen=True)
 class LocatedSite:
-    """A site and where its rows are in the tensor."""
+    """A site and where its rows are in the tensor.
+
+    Attributes:
+        site: The site.
+        dims: The tensor's shape.
+        batch: Where its rows are.
+    """
 
     site: Site
     dims: Dims
     batch: BatchAxis | None
 
-
-@dataclass
-class Use:
-    """One linear layer's use of a weight."""
-
-    node: fx.Node
-    bias: fx.Node | None
-
-
-@dataclass
-class WeightSite:
-    """A weight, everything that uses it, and how it was trained."""
-
-    site: Site
-    parameter: fx.Node
-    uses: list[Use]
-    columns: dict[str, int]  # bias state name → its column of the noise
-    rows_and_features: bool  # one use, on [B, in]: sampled inference may serve it
+    @property
+    def channel_axes(self) -> int:
+        """How many axes of a row number its channels: the first two of the tensor, less the batch among them."""
+        is_plain = self.batch is not None and self.batch.axis < 2 and self.batch.factor == 1
+        return 1 if is_plain else 2
 
 
 def activation_site(x: Tensor, inplace: bool = False) -> Tensor:
@@ -104,7 +97,8 @@ class Canon:
         site = Site(self.name(at, what), kind, self.plain(shape), variant, p)
         with self.graph.inserting_before(at):
             node = self.graph.call_function(activation_site, (x, True) if inplace else (x,))
-        node.meta = {**at.meta, SITE: LocatedSite(site, dims, batch)}
+        value = {"val": x.meta["val"]} if "val" in x.meta else {}
+        node.meta = {**_without_value(at), **value, SITE: LocatedSite(site, dims, batch)}
         return node
 
     def name(self, node: fx.Node, what: str) -> str:
@@ -120,7 +114,7 @@ class Canon:
 
     def dims(self, node: fx.Node) -> Dims:
         """Return a node's recorded shape."""
-        return self.symbols.dims(node.meta["val"])
+        return self.symbols.dims(value_of(node))
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
         """Let `new` stand for `old` everywhere after it."""
@@ -130,95 +124,15 @@ class Canon:
         self.graph.erase_node(old)
 
 
-def module_of(node: fx.Node) -> tuple[str, str]:
-    """Return the path and class name of the user's module that a node came from."""
-    stack = node.meta.get("nn_module_stack") or {}
-    if not stack:
-        return "", ""
-    path, cls = list(stack.values())[-1][:2]
-    return str(path), cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
-
-
-def place_of(node: fx.Node) -> str:
-    """Say where in the user's code a node came from."""
-    path, cls = module_of(node)
-    lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines() if line.strip()]
-    code = f", at `{lines[-1]}`" if lines else ""
-    return f"{node.target} in module {path or 'the root'!r} ({cls or 'unknown class'}){code}"
-
-
 def site_nodes(graph: fx.Graph) -> list[fx.Node]:
     """Return the activation sites in order."""
     return list(graph.find_nodes(op="call_function", target=activation_site))
 
 
+def _without_value(node: fx.Node) -> dict[str, Any]:
+    return {key: value for key, value in node.meta.items() if key != "val"}
+
+
 def _is_own_module(cls: str, what: str) -> bool:
     short = cls.rsplit(".", 1)[-1].lower()
-    return "drop" in short or "stochasticdepth" in short or what in ("path",)
-
-
-LINEAR = torch.ops.aten.linear.default
-_PRODUCTS = {torch.ops.aten.matmul.default, torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
-_TRANSPOSES = {
-    torch.ops.aten.t.default,
-    torch.ops.aten.transpose.int,
-    torch.ops.aten.permute.default,
-    torch.ops.aten.numpy_T.default,
-}
-
-
-def find_weights(canon: Canon) -> list[WeightSite]:
-    """Find every linear weight: one site for each parameter, however many layers use it."""
-    found: dict[str, list[Use]] = {}
-    parameters: dict[str, fx.Node] = {}
-    for node in canon.graph.nodes:
-        parameter = _weight_of(node)
-        if parameter is not None:
-            state = parameter.meta[STATE_NAME]
-            bias = node.args[2] if node.target is LINEAR and len(node.args) > 2 else None
-            parameters.setdefault(state, parameter)
-            found.setdefault(state, []).append(Use(node, bias if isinstance(bias, fx.Node) else None))
-    return [_weight_site(canon, state, parameters[state], uses) for state, uses in found.items()]
-
-
-def _weight_of(node: fx.Node) -> fx.Node | None:
-    """Return the parameter that a product multiplies by, if it is one."""
-    if node.op != "call_function":
-        return None
-    if node.target is LINEAR:
-        candidates = [node.args[1]]
-    elif node.target in _PRODUCTS:
-        candidates = [arg.args[0] if isinstance(arg, fx.Node) and arg.target in _TRANSPOSES else arg for arg in node.args]
-    else:
-        return None
-    for candidate in candidates:
-        if isinstance(candidate, fx.Node) and candidate.op == "get_attr" and STATE_NAME in candidate.meta:
-            if candidate.meta["val"].dim() == 2 and candidate.meta["val"].dtype.is_floating_point:
-                return candidate
-    return None
-
-
-def _weight_site(canon: Canon, state: str, parameter: fx.Node, uses: list[Use]) -> WeightSite:
-    out, columns_in = (int(size) for size in parameter.meta["val"].shape)
-    biases = [use.bias.meta[STATE_NAME] for use in uses if use.bias is not None and STATE_NAME in use.bias.meta]
-    columns = {name: columns_in + index for index, name in enumerate(dict.fromkeys(biases))}
-    variant, p = canon.trained.get(parameter, (None, None))
-    site = Site(state, Kind.WEIGHT, (out, columns_in + len(columns)), variant, p)
-    return WeightSite(site, parameter, uses, columns, _serves_rows_and_features(canon, parameter, uses))
-
-
-def _serves_rows_and_features(canon: Canon, parameter: fx.Node, uses: list[Use]) -> bool:
-    if len(uses) != 1 or uses[0].node.target is not LINEAR or len(parameter.users) != 1:
-        return False
-    x = uses[0].node.args[0]
-    assert isinstance(x, fx.Node)
-    try:
-        batch = find_batch(canon.dims(x))
-    except ValueError:
-        return False
-    return len(canon.dims(x)) == 2 and batch == BatchAxis(0)
-
-
-def operand(node: fx.Node, index: int, default: Any = None) -> Any:
-    """Return a node's positional argument, or its schema's default."""
-    return node.args[index] if len(node.args) > index else default
+    return "drop" in short or "stochasticdepth" in short

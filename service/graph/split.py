@@ -1,8 +1,8 @@
 """Cut a rewritten graph in two: the trunk, which no noise reaches, and the suffix, which runs once for every pass.
 
 It does not know how passes run together. What depends on neither inputs nor noise is computed once, here. Whatever is
-made from sizes alone and has rows in it (an `arange` over the batch, a recurrent layer's initial state) is made again in
-the suffix, where the batch may hold several passes.
+made from sizes alone and has rows in it (an `arange` over the batch, a recurrent layer's initial state) is made again
+in the suffix, where the batch may hold several passes.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from service.graph.layout import LAYOUT, Layout
+from service.graph.nodes import node_operand, returned
 from service.graph.rewrite import ROWS, Apply, Rewritten
 
 
@@ -75,7 +76,7 @@ class _Splitter:
         for node in self.nodes:
             self.stages[node] = self._stage(node)
         self._fold_constants()
-        outputs: tuple[fx.Node, ...] = self.nodes[-1].args[0]
+        outputs = returned(self.module.graph)
         stochastic = tuple(self.stages[node] is Stage.SUFFIX for node in outputs)
         self._write_suffix([node for node, reached in zip(outputs, stochastic, strict=True) if reached])
         fixed = [node for node, reached in zip(outputs, stochastic, strict=True) if not reached]
@@ -86,9 +87,11 @@ class _Splitter:
     def _stage(self, node: fx.Node) -> Stage:
         if node.op == "placeholder":
             return Stage.SUFFIX if node.target in self.noises else Stage.TRUNK
-        if node.target is torch.ops.aten.sym_size.int and self.stages[node.args[0]] is not Stage.SUFFIX:  # type: ignore[index]
+        if node.target is torch.ops.aten.sym_size.int and self.stages[node_operand(node)] is not Stage.SUFFIX:
             return Stage.SIZES
-        return max((self.stages[each] for each in node.all_input_nodes), key=lambda stage: stage.value, default=Stage.CONSTANT)
+        return max(
+            (self.stages[each] for each in node.all_input_nodes), key=lambda stage: stage.value, default=Stage.CONSTANT
+        )
 
     def _fold_constants(self) -> None:
         values: dict[fx.Node, Any] = {}
@@ -99,9 +102,10 @@ class _Splitter:
                 values[node] = _attribute(self.module, str(node.target))
                 self.constants[node] = str(node.target)
                 continue
-            arguments = fx.map_arg((node.args, node.kwargs), lambda each: values[each])
+            args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            assert callable(node.target)
             with torch.no_grad():
-                values[node] = node.target(*arguments[0], **arguments[1])  # type: ignore[operator] # a call_function's target
+                values[node] = node.target(*args, **kwargs)
             if isinstance(values[node], Tensor):
                 self.constants[node] = f"constant_{node.name}"
                 self.module.register_buffer(self.constants[node], values[node])
@@ -113,7 +117,7 @@ class _Splitter:
         shared = shareable and all(
             isinstance(user.target, Apply)
             and user.target.batch == layout.batch
-            and all(self.stages[each] is not Stage.SUFFIX for each in user.args[2:])  # type: ignore[index]
+            and not any(self.stages[each] is Stage.SUFFIX for each in user.all_input_nodes[2:])
             for user in users
         )
         return Boundary(layout, shared)

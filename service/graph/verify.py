@@ -7,17 +7,25 @@ import torch
 from torch import fx
 
 from service.errors import ImpureGraph, UnclaimedRandomness
+from service.graph.nodes import operand, place_of
 from service.graph.program import Program
 from service.graph.recurrent import RECURRENT
-from service.graph.sites import place_of
 
 aten = torch.ops.aten
-_RATE_POSITION = {aten.scaled_dot_product_attention.default: 4, **dict.fromkeys(RECURRENT, 5)}
-_TRAINING_POSITION = {
+_RATE_POSITION: dict[Any, int] = {aten.scaled_dot_product_attention.default: 4, **dict.fromkeys(RECURRENT, 5)}
+_TRAINING_POSITION: dict[Any, int] = {
     aten.batch_norm.default: 5,
     aten.native_batch_norm.default: 5,
     aten._native_batch_norm_legit.default: 5,
 }
+_UNWRITTEN = {
+    aten.empty.memory_format,
+    aten.empty_like.default,
+    aten.empty_strided.default,
+    aten.new_empty.default,
+    aten.new_empty_strided.default,
+}
+_FILLING = {aten.fill_.Scalar, aten.fill_.Tensor, aten.zero_.default, aten.copy_.default}
 
 
 def verify(program: Program) -> None:
@@ -25,17 +33,33 @@ def verify(program: Program) -> None:
 
     Raises:
         UnclaimedRandomness: A random operation stands in the graph, or in one nested in it, unclaimed.
-        ImpureGraph: A batch-norm layer would use (and change) its batch's own statistics.
+        ImpureGraph: A batch-norm layer would use (and change) its batch's own statistics, or memory is read
+            that nothing has written.
     """
-    for path, node in _walk(program.graph):
+    nodes = list(_walk(program.graph))
+    for path, node in nodes:
         if _is_random(node):
             within = f", inside {path}, where noise cannot be handed in" if path else ""
             raise UnclaimedRandomness(
-                f"{place_of(node)} is random and no site accounts for it{within}; replace it with a dropout layer of torch "
-                "or thinnet outside such regions, or switch it off in eval mode and capture that"
+                f"{place_of(node)} is random and no site accounts for it{within}; replace it with a dropout layer of "
+                "torch or thinnet outside such regions, or switch it off in eval mode and capture that"
             )
-        if _position(node, _TRAINING_POSITION, False) is True:
-            raise ImpureGraph(f"{place_of(node)} was exported in training mode; export it again with the layer in eval mode")
+    for _, node in nodes:
+        _check_pure(node)
+
+
+def _check_pure(node: fx.Node) -> None:
+    if node.target in _TRAINING_POSITION and operand(node, _TRAINING_POSITION[node.target]) is True:
+        raise ImpureGraph(
+            f"{place_of(node)} uses its batch's own statistics; export it in eval mode, with running statistics"
+        )
+    if _is_read_unwritten(node):
+        raise ImpureGraph(f"{place_of(node)} is read before it is written; make it with torch.zeros")
+
+
+def _is_read_unwritten(node: fx.Node) -> bool:
+    """Tell whether a tensor of unwritten memory is used other than by filling it first."""
+    return node.target in _UNWRITTEN and any(user.target not in _FILLING for user in list(node.users)[:1])
 
 
 def _walk(module: torch.nn.Module, path: str = "") -> Iterator[tuple[str, fx.Node]]:
@@ -54,9 +78,4 @@ def _is_random(node: fx.Node) -> bool:
         return False
     if torch.Tag.nondeterministic_seeded not in node.target.tags:
         return False
-    return bool(_position(node, _RATE_POSITION, 0.0)) if node.target in _RATE_POSITION else True
-
-
-def _position(node: fx.Node, table: dict[Any, int], default: Any) -> Any:
-    position = table.get(node.target)
-    return node.args[position] if position is not None and len(node.args) > position else default
+    return bool(operand(node, _RATE_POSITION[node.target], 0.0)) if node.target in _RATE_POSITION else True

@@ -3,7 +3,8 @@ import warnings
 
 import pytest
 import torch
-from zoo import ZOO, Specimen, build
+from specimen import Specimen, build
+from zoo import ZOO
 
 from service import Predictor
 

@@ -1,15 +1,15 @@
 """The laws of the engine, over a zoo of tiny networks each named for its difficulty."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor, nn
-from zoo import Specimen, build, naive
+from specimen import Specimen, build, naive
+from torch import Tensor
 
 from service import Predictor
-from service.dropout import BY_NAME, VARIANTS
+from service.dropout import VARIANTS
 from service.errors import BadRequest, NoActiveSite
 from service.graph.capture import Captured
 from service.graph.compiled import Compiled, Draw, draw_noises
@@ -21,7 +21,9 @@ RATES = (0.1, 0.5)
 
 
 def tensors(result: object) -> list[Tensor]:
-    return [result] if isinstance(result, Tensor) else list(result.values())  # type: ignore[attr-defined]
+    if isinstance(result, Tensor):
+        return [result]
+    return list(result) if isinstance(result, tuple) else list(result.values())  # type: ignore[attr-defined]
 
 
 def means(prediction: object) -> list[Tensor]:
@@ -44,7 +46,9 @@ def test_with_every_site_off_it_is_the_eval_network(specimen: Specimen, predicto
             expected = tensors(build(specimen)(*(each.clone() for each in inputs)))
     finally:
         torch.backends.mha.set_fastpath_enabled(True)
-    found = [predictor.predict(inputs, passes=2, quantities=["deterministic"], **plan).outputs for plan in plans(predictor)]
+    found = [
+        predictor.predict(inputs, passes=2, quantities=["deterministic"], **plan).outputs for plan in plans(predictor)
+    ]
 
     assert found
     for outputs in found:
@@ -69,7 +73,9 @@ def compare_modes(compiled: Compiled, captured: Captured, inputs: tuple[Tensor, 
     with torch.inference_mode():
         whole = [rewritten.module(*inputs, rows, *(noise[t] for noise in noises)) for t in range(3)]
         values = compiled.trunk(inputs)[: len(split.boundaries)]
-    expected = [torch.stack(each) for each, noisy in zip(zip(*whole, strict=True), compiled.stochastic, strict=True) if noisy]
+    expected = [
+        torch.stack(each) for each, noisy in zip(zip(*whole, strict=True), compiled.stochastic, strict=True) if noisy
+    ]
     chosen = compiled.mode(per_row=False)
     for mode in {chosen, Mode.LOOPED}:
         with torch.inference_mode():
@@ -88,7 +94,7 @@ def test_any_chunking_gives_the_same_answer(
         for scope in scopes:
             whole = predictor.predict(inputs, passes=7, scope=scope, **plan)
             with monkeypatch.context() as patch:
-                patch.setattr("service.predictor.CHUNK_BYTES", 1)
+                patch.setattr("service.run.CHUNK_BYTES", 1)
                 one_by_one = predictor.predict(inputs, passes=7, scope=scope, **plan)
             tiny = predictor.predict(inputs, passes=7, scope=scope, memory_bytes=1, **plan)
             for mine, theirs, tight in zip(means(whole), means(one_by_one), means(tiny), strict=True):
@@ -143,7 +149,9 @@ def test_passes_of_a_seed_are_the_same_networks_however_many(specimen: Specimen,
     few = predictor.predict(inputs, passes=3, quantities=["samples"])
     many = predictor.predict(inputs, passes=8, quantities=["samples"])
     for name in few.outputs:
-        torch.testing.assert_close(few.outputs[name]["samples"], many.outputs[name]["samples"][:, :3], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            few.outputs[name]["samples"], many.outputs[name]["samples"][:, :3], rtol=1e-4, atol=1e-5
+        )
 
 
 def moments(samples: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -151,7 +159,18 @@ def moments(samples: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     samples = samples.double()
     n, mean, variance = len(samples), samples.mean(0), samples.var(0)
     fourth = (samples - mean).pow(4).mean(0)
-    return mean, variance, (variance / n).sqrt(), ((fourth - variance.square() * (n - 3) / (n - 1)) / n).clamp_min(0).sqrt()
+    return (
+        mean,
+        variance,
+        (variance / n).sqrt(),
+        ((fourth - variance.square() * (n - 3) / (n - 1)) / n).clamp_min(0).sqrt(),
+    )
+
+
+def with_total(passes: Tensor) -> Tensor:
+    """Return the passes of one row [S, …] flat, and their sum, which sees the covariances too."""
+    flat = passes.flatten(1)
+    return torch.cat([flat, flat.sum(1, keepdim=True)], 1)
 
 
 def test_mean_and_variance_are_a_careful_hand_loops(specimen: Specimen, predictor: Predictor) -> None:
@@ -160,14 +179,15 @@ def test_mean_and_variance_are_a_careful_hand_loops(specimen: Specimen, predicto
     loop = naive(build(specimen))
     with torch.no_grad():
         passes = [tensors(loop(*(each.clone() for each in inputs))) for _ in range(1500)]
-    prediction = predictor.predict(inputs, passes=4000, quantities=["samples"])
-    for index, quantities in enumerate(prediction.outputs.values()):
-        mine = moments(quantities["samples"][0])
-        theirs = moments(torch.stack([each[index] for each in passes])[:, 0])
-        for k in (0, 1):
-            error = (mine[k + 2].square() + theirs[k + 2].square()).sqrt()
-            assert bool(((mine[k] - theirs[k]).abs() <= 5 * error + 1e-9).all())
-        assert specimen.coupled or bool((quantities["variance"] > 0).any())  # a single coupled row is its own mean: 0
+    for scope in ("pass",) if specimen.coupled else ("pass", "row"):
+        prediction = predictor.predict(inputs, passes=4000, scope=scope, quantities=["samples"])
+        for index, quantities in enumerate(prediction.outputs.values()):
+            mine = moments(with_total(quantities["samples"][0]))
+            theirs = moments(with_total(torch.stack([each[index] for each in passes])[:, 0]))
+            for k in (0, 1):
+                error = (mine[k + 2].square() + theirs[k + 2].square()).sqrt()
+                assert bool(((mine[k] - theirs[k]).abs() <= 5 * error + 1e-7).all())
+            assert specimen.coupled or bool((quantities["variance"] > 0).any())  # one coupled row is its own mean
 
 
 def test_one_pass_is_one_network_for_all_rows(specimen: Specimen, predictor: Predictor) -> None:
@@ -202,23 +222,3 @@ def test_a_plan_that_leaves_nothing_random_is_refused_with_what_could_be(
 ) -> None:
     with pytest.raises(NoActiveSite, match=r"false 0; activate a site .*\("):
         predictor.predict(specimen.inputs(2), variant="off")
-
-
-def masks_of(variant: str) -> Callable[[], Tensor]:
-    def draw() -> Tensor:
-        network = nn.Sequential(nn.Linear(64, 64, bias=False))
-        predictor = Predictor.capture(network, torch.randn(2, 64))
-        captured = predictor._captured
-        compiled = Compiled(captured, make_plan(predictor.sites, variant, 0.5))
-        return draw_noises(compiled._rewritten.noises, captured.symbols, [(1, 64)], Draw(0, 0, 8, None), torch.device("cpu"))[0]
-
-    return draw
-
-
-def test_masks_and_weights_of_the_same_number_are_uncorrelated() -> None:
-    masks = masks_of(BY_NAME["dropconnect"].name)()[:, 0].double()
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.rand(64, 64, generator=generator, dtype=torch.float64)
-    correlation = torch.corrcoef(torch.stack([masks.mean(0).flatten(), weights.flatten()]))[0, 1]
-
-    assert abs(float(correlation)) < 5 / 64

@@ -20,7 +20,9 @@ from service.graph.archive.payloads import CONSTANT, MAX_BYTES, WEIGHT, check_pa
 from service.graph.archive.plain_json import parse_json
 from service.graph.archive.serialized import checked_copy
 
-_loading = Lock()  # torch keeps the one deserialiser that runs in a global
+_loading = (
+    Lock()
+)  # torch keeps the deserialiser that runs in a global; Python 3.11's `ast` fails now and then in threads
 
 
 def load_program(path: Path, sha256: str | None = None) -> ExportedProgram:
@@ -34,8 +36,10 @@ def load_program(path: Path, sha256: str | None = None) -> ExportedProgram:
         InvalidModelFolder: The file cannot be read.
         UnsafeArchive: It would do more than compute, is damaged, or is not what its checksum says.
     """
+    data = _read(path)
     try:
-        return _load(_checked_archive(_read(path), sha256))
+        with _loading:
+            return _load(_checked_archive(data, sha256))
     except UnsafeArchive as error:
         raise UnsafeArchive(f"{path}: {error}") from error
 
@@ -52,7 +56,7 @@ def _read(path: Path) -> bytes:
             f"{path} cannot be read: {error.strerror}; check the path and its permissions"
         ) from error
     if len(data) > MAX_BYTES:
-        raise UnsafeArchive(f"it has more than the {MAX_BYTES} bytes that are read")
+        raise UnsafeArchive(f"{path}: it has more than the {MAX_BYTES} bytes that are read")
     return data
 
 
@@ -89,7 +93,7 @@ def _copy(entries: Container, name: str, kind: Any) -> dict[str, Any]:
 
 def _load(archive: io.BytesIO) -> ExportedProgram:
     try:
-        with _loading, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on its own loading
             program: ExportedProgram = load_pt2(archive).exported_programs["model"]
     except Exception as error:

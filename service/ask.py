@@ -1,0 +1,92 @@
+"""How passes are asked for: how many, from which seed, shared by all rows or not; it does not know inputs or plans."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from service.datasheet import MAX_PASSES, MIN_PASSES
+from service.errors import BadRequest
+from service.quantities import check
+from service.signature import Output
+
+SCOPES = ("pass", "row")
+_MAX_SEED = (1 << 64) - 1
+_MAX_OFFSET = (1 << 62) - 1
+Seed = int | None | Literal["default"]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Passes, as they were asked for.
+
+    Attributes:
+        passes: N.
+        seed: The noise's seed.
+        scope: `pass`: one pass is one network for all rows; `row`: every row has networks of its own.
+        row_offset: Index of the first row in a larger table, for row scope.
+
+    Raises:
+        BadRequest: One of them is out of range.
+    """
+
+    passes: int
+    seed: int
+    scope: str = "pass"
+    row_offset: int = 0
+
+    def __post_init__(self) -> None:
+        if not _is_whole(self.passes, MIN_PASSES, MAX_PASSES):
+            raise BadRequest(f"passes = {self.passes!r} is not a whole number from {MIN_PASSES} to {MAX_PASSES}")
+        if not _is_whole(self.seed, 0, _MAX_SEED):
+            raise BadRequest(f"seed = {self.seed!r} is not a whole number from 0 to 2**64 - 1, or null for a fresh one")
+        if self.scope not in SCOPES:
+            raise BadRequest(f"scope = {self.scope!r} is neither 'pass' nor 'row'")
+        if not _is_whole(self.row_offset, 0, _MAX_OFFSET):
+            raise BadRequest(f"row_offset = {self.row_offset!r} is not a whole number from 0 to 2**62 - 1")
+
+    @property
+    def per_row(self) -> bool:
+        """Whether every row has networks of its own."""
+        return self.scope == "row"
+
+    def rows(self, first: int, count: int) -> range | None:
+        """Return the indices that the noise of some rows depends on; None where it depends on none."""
+        start = self.row_offset + first
+        return range(start, start + count) if self.per_row else None
+
+
+def choose_seed(seed: Seed, default: int) -> int:
+    """Return the seed asked for: the default one, or a fresh one for None."""
+    if seed is None:
+        return secrets.randbits(53)  # exact in any JSON reader
+    return default if seed == "default" else seed
+
+
+def quantities_of(outputs: Sequence[Output], asked: Sequence[str] | None) -> list[tuple[str, ...]]:
+    """Return what to compute for each output: `name` for all, `output.name` for one of several.
+
+    Raises:
+        InvalidQuantity: A name is unknown, or not this output's.
+    """
+    return [check(output, _own(output, asked or (), outputs)) for output in outputs]
+
+
+def _own(output: Output, asked: Sequence[str], outputs: Sequence[Output]) -> list[str]:
+    names = {each.name for each in outputs}
+    own = []
+    for quantity in asked:
+        owner = _owner(quantity, names) if len(outputs) > 1 else None
+        if owner is None:
+            own.append(quantity)
+        elif owner == output.name:
+            own.append(quantity.removeprefix(f"{owner}."))
+    return own
+
+
+def _owner(quantity: str, names: set[str]) -> str | None:
+    return next((name for name in names if quantity.startswith(f"{name}.")), None)
+
+
+def _is_whole(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most

@@ -1,0 +1,69 @@
+"""A tiny network named for its difficulty, its inputs, and the naive way to run one stochastic pass."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+WIDTH = 6
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A network with its difficulty's name."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    inputs: Callable[[int], tuple[Tensor, ...]]
+    coupled: bool = False
+    eval_differs: bool = False  # eval shares memory that noise does not, or is random itself
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def mlp(drop: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU(), drop, nn.Linear(8, 3))
+
+
+def features(rows: int) -> tuple[Tensor, ...]:
+    return (torch.randn(rows, WIDTH),)
+
+
+def sequence(rows: int) -> tuple[Tensor, ...]:
+    return (torch.randn(rows, 4, WIDTH),)
+
+
+def image(rows: int) -> tuple[Tensor, ...]:
+    return (torch.randn(rows, 1, 6, 6),)
+
+
+def padded(rows: int) -> tuple[Tensor, ...]:
+    padding = torch.zeros(rows, 4, dtype=torch.bool)
+    padding[::2, 3] = True
+    return torch.randn(rows, 4, WIDTH), padding
+
+
+def with_length(rows: int) -> tuple[Tensor, ...]:
+    return torch.randn(rows, 4, WIDTH), torch.arange(rows) % 4
+
+
+def tokens(rows: int) -> tuple[Tensor, ...]:
+    return (torch.randint(0, 7, (rows, 4)),)
+
+
+def build(specimen: Specimen) -> nn.Module:
+    """Make the network with fixed weights, in eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        return specimen.make().eval()
+
+
+def naive(module: nn.Module) -> nn.Module:
+    """Switch a module to what a careful hand-written loop uses: training mode, all that normalises in eval."""
+    module.train()
+    for child in module.modules():
+        if isinstance(child, (nn.modules.batchnorm._NormBase, nn.utils.parametrizations._SpectralNorm)):
+            child.eval()
+    return module

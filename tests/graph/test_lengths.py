@@ -1,0 +1,43 @@
+"""Sequences of any length: what a longer one adds leaves the noise of the shorter one's positions as it was."""
+
+import pytest
+import torch
+from specimen import WIDTH, Specimen, mlp
+from torch import Tensor, nn
+from torch.export import Dim, export
+from zoo_graphs import Positions
+from zoo_layers import Frames
+
+from service import Predictor
+from service.graph.capture import from_program
+
+
+def steps(rows: int) -> tuple[Tensor, ...]:
+    return (torch.randn(rows, 7, WIDTH),)
+
+
+def frames(rows: int) -> tuple[Tensor, ...]:
+    return (torch.randn(rows, 7, 1, 6, 6),)
+
+
+GROWING = (
+    Specimen("dropout of each position", lambda: mlp(nn.Dropout(0.4)), steps),
+    Specimen("rows and positions in one axis", Positions, steps),
+    Specimen("spatial dropout of frames", Frames, frames),
+)
+
+
+@pytest.mark.parametrize("growing", GROWING, ids=repr)
+@pytest.mark.parametrize("scope", ["pass", "row"])
+def test_a_longer_sequence_leaves_the_noise_of_a_shorter_one(growing: Specimen, scope: str) -> None:
+    (x,) = growing.inputs(3)
+    with torch.no_grad():
+        shapes = ({0: Dim("batch"), 1: Dim("length")},)
+        predictor = Predictor(from_program(export(growing.make().train(), (x,), dynamic_shapes=shapes)))
+    asked = {"passes": 5, "scope": scope, "quantities": ["samples"]}
+    whole = predictor.predict(x, **asked).outputs["output"]["samples"]
+
+    assert bool(whole.var(1).any())
+    for length in (2, 5):
+        part = predictor.predict(x[:, :length], **asked).outputs["output"]["samples"]
+        torch.testing.assert_close(part, whole[:, :, :length])
