@@ -1,7 +1,8 @@
 """What `model.toml` says of a model, read strictly and written back; it does not know where the file lies, or torch.
 
-The file has `description`, a table `[defaults]` (passes, seed, variant), one `[[inputs]]` for each `signature.Input`,
-one `[[outputs]]` for each `signature.Output`, and `[score]`: held-out figures, written by whoever trained the model.
+The file has `description`, `lost` (modules that stayed in eval mode), a table `[defaults]` (passes, seed, variant), one
+`[[inputs]]` for each `signature.Input`, one `[[outputs]]` for each `signature.Output`, and `[score]`: held-out figures,
+written by whoever trained the model.
 """
 
 import re
@@ -40,6 +41,7 @@ class Datasheet:
         seed: The seed where a request names none.
         variant: The variant where a request names none.
         score: Held-out figures by name.
+        lost: Modules whose randomness could not be captured.
     """
 
     inputs: tuple[Input, ...]
@@ -49,6 +51,7 @@ class Datasheet:
     seed: int = 0
     variant: str = "trained"
     score: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    lost: tuple[str, ...] = ()
 
 
 def parse_datasheet(content: bytes, place: str) -> Datasheet:
@@ -69,11 +72,11 @@ def parse_datasheet(content: bytes, place: str) -> Datasheet:
     outputs = tuple(_read_output(entry) for entry in table.tables("outputs"))
     _check_distinct(table, "inputs", [one.name for one in inputs])
     _check_distinct(table, "outputs", [one.name for one in outputs])
-    description = table.text("description", "")
+    description, lost = table.text("description", ""), table.texts("lost")
     passes, seed, variant = _read_defaults(table.table("defaults"))
     score = _read_score(table.table("score"))
     table.close()
-    return Datasheet(inputs, outputs, description, passes, seed, variant, score)
+    return Datasheet(inputs, outputs, description, passes, seed, variant, score, lost)
 
 
 def datasheet_text(sheet: Datasheet) -> str:
@@ -84,7 +87,7 @@ def datasheet_text(sheet: Datasheet) -> str:
     """
     defaults = {"passes": sheet.passes, "seed": sheet.seed, "variant": sheet.variant}
     blocks = [
-        toml_lines({"description": sheet.description}),
+        toml_lines({"description": sheet.description} | ({"lost": sheet.lost} if sheet.lost else {})),
         ["[defaults]", *toml_lines(defaults)],
         *(["[[inputs]]", *toml_lines(_told(one))] for one in sheet.inputs),
         *(["[[outputs]]", *toml_lines(_told(one))] for one in sheet.outputs),

@@ -55,6 +55,7 @@ class Card:
         program: The network's file.
         sha256: What the manifest says of that file's bytes, in lower-case hexadecimal.
         score: Held-out figures by name.
+        lost: Modules whose randomness could not be captured.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Card:
     program: Path
     sha256: str
     score: Mapping[str, float]
+    lost: tuple[str, ...]
 
 
 def read_card(folder: Path, version: int | str | None = None) -> Card:
@@ -105,6 +107,7 @@ def read_card(folder: Path, version: int | str | None = None) -> Card:
         program=home / PROGRAM,
         sha256=hashes[PROGRAM],
         score=sheet.score,
+        lost=sheet.lost,
     )
 
 

@@ -48,12 +48,13 @@ def unfinite_rows(outputs: Mapping[str, Mapping[str, Tensor]], most: int = 10) -
     """Return a note for each output whose mean or variance is not finite, with the rows."""
     notes = []
     for name, found in outputs.items():
-        both = found["mean"].isfinite() & found["variance"].isfinite()
+        both = (found["mean"] + found["variance"]).isfinite()
+        if bool(both.all()):
+            continue
         bad = (~both.reshape(len(both), -1).all(1)).nonzero().flatten().tolist()
-        if bad:
-            rows = ", ".join(map(str, bad[:most])) + (f" and {len(bad) - most} more" if len(bad) > most else "")
-            notes.append(
-                f"output {name!r}: rows {rows} are not finite; the network overflows or divides by zero there, "
-                "so check these rows' inputs"
-            )
+        rows = ", ".join(map(str, bad[:most])) + (f" and {len(bad) - most} more" if len(bad) > most else "")
+        notes.append(
+            f"output {name!r}: rows {rows} are not finite; the network overflows or divides by zero there, "
+            "so check these rows' inputs"
+        )
     return tuple(notes)

@@ -5,6 +5,7 @@ It does not know files' formats, the wire, or who else is being served.
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -115,9 +116,8 @@ class Predictor:
         exported = load_program(card.program, sha256=card.sha256)
         if torch.device(device).type != "cpu":
             exported = move_to_device_pass(exported, torch.device(device))
-        return cls(
-            from_program(exported), card.inputs, card.outputs, passes=card.passes, seed=card.seed, variant=card.variant
-        )
+        captured = replace(from_program(exported), lost=card.lost)
+        return cls(captured, card.inputs, card.outputs, passes=card.passes, seed=card.seed, variant=card.variant)
 
     def predict(
         self,
@@ -206,7 +206,8 @@ class Predictor:
             if len(outputs) != 1:
                 raise InvalidInput("task and labels describe a single output; give `outputs` to Predictor.capture")
             outputs = (outputs[0].with_task(_task(task or outputs[0].task), tuple(labels)),)
-        sheet = Datasheet(self.inputs, outputs, description, self.passes, self.seed, self.variant, dict(score or {}))
+        own = self.passes, self.seed, self.variant, dict(score or {}), self.lost
+        sheet = Datasheet(self.inputs, outputs, description, *own)
         program = plain_outputs(self._captured.exported, self._captured.program)
         _drop_traces(program)
         return write_folder(Path(folder), program, sheet, version)

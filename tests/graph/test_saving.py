@@ -40,6 +40,7 @@ def test_a_saved_network_is_described_the_same(predictor: Predictor) -> None:
     assert loaded.inputs == predictor.inputs
     assert loaded.outputs == predictor.outputs
     assert loaded.couples_rows == predictor.couples_rows
+    assert loaded.lost == predictor.lost
 
 
 def test_a_loaded_network_can_be_saved_again(predictor: Predictor, specimen: Specimen) -> None:
@@ -83,3 +84,14 @@ def test_a_program_swapped_after_saving_is_refused(tmp_path: Path) -> None:
     program.write_bytes(bytes(data))
     with pytest.raises(UnsafeArchive, match=r"its SHA-256 is .* as listed; restore the file"):
         Predictor.load(version.parent)
+
+
+class OtherwiseInTraining(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if self.training else x
+
+
+def test_what_stayed_in_eval_mode_is_still_named_once_loaded() -> None:
+    loaded = reloaded(captured(nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.3), OtherwiseInTraining())))
+    assert loaded.lost == ("2 (OtherwiseInTraining)",)
+    assert any("OtherwiseInTraining" in note for note in loaded.predict(torch.randn(2, 4), passes=2).notes)
