@@ -89,23 +89,19 @@ def _settings(given: dict[str, Any]) -> Settings:
 @app.command()
 def models(models: Models = None, device: Device = "cpu") -> None:
     """List the models of a folder, their versions and their sites."""
-    from rich.console import Console
-    from rich.table import Table
-
     from service.repository import Repository
 
     repository = Repository(models or Path("models"), device)
-    console = Console()
     for name in repository.names():
         if name in repository.faults:
             continue
         card, predictor = repository.card(name), repository.predictor(name)
-        versions = ", ".join(map(str, card.versions))
-        table = Table("site", "kind", "shape", "as trained", "fits", title=f"{name} ({versions})", title_justify="left")
+        print(f"{name} (versions {', '.join(map(str, card.versions))}): {card.description or 'no description'}")
+        width = max((len(site.name) for site in predictor.sites), default=0)
         for site in predictor.sites:
             trained = f"{site.variant} p = {site.p:g}" if site.p else "off"
-            table.add_row(site.name, site.kind, str(list(site.shape)), trained, ", ".join(predictor.fitting(site.name)))
-        console.print(card.description or "", table, "")
+            fits = ", ".join(predictor.fitting(site.name))
+            print(f"  {site.name:{width}}  {site.kind} {list(site.shape)}, as trained {trained}; fits: {fits}")
     for name, fault in repository.faults.items():
         print(f"cannot serve {name}: {fault}", file=sys.stderr)
 

@@ -146,7 +146,11 @@ def _variant_named(name: Any) -> type[Variant]:
 
 
 def _no_active_site(sites: Sequence[Site], variant: str) -> str:
-    asked = "as trained, it has no dropout" if variant == TRAINED else f"with variant {variant!r} nothing is active"
+    trained = any(site.p for site in sites)
+    if variant == TRAINED:
+        asked = "every site that it was trained with is off" if trained else "as trained, it has no dropout"
+    else:
+        asked = f"with variant {variant!r} nothing is active"
     return (
         f"nothing would be random ({asked}), so the variance would be a false 0; "
         f"activate a site with `variant`, `p` or `sites`: {_sites_and_fits(sites)}"
