@@ -60,7 +60,7 @@ async def models(serving: ServingHere) -> Response:
 async def metadata(serving: ServingHere, model: str, version: str | None = None) -> Response:
     """Tell a model's inputs, outputs, sites and which variants fit them, beside what the protocol asks for."""
     found = PredictRequest(model=model, version=version, inputs=None)
-    card, predictor = await serving.run(serving.find, found)
+    card, predictor = await serving.look(found)
     told: dict[str, Any] = {
         "name": card.name,
         "versions": [str(number) for number in card.versions],
@@ -76,7 +76,7 @@ async def metadata(serving: ServingHere, model: str, version: str | None = None)
 @router.get("/models/{model}/versions/{version}/ready", summary="Is a version ready", responses=ERRORS)
 async def model_ready(serving: ServingHere, model: str, version: str | None = None) -> Response:
     """Answer `{"name": …, "ready": true}`, or 503 with the reason."""
-    await serving.run(serving.find, PredictRequest(model=model, version=version, inputs=None))
+    await serving.look(PredictRequest(model=model, version=version, inputs=None))
     return json_answer({"name": model, "ready": True})
 
 

@@ -35,6 +35,14 @@ class Serving:
         """Compute in a thread, one run at a time, while the event loop goes on."""
         return await anyio.to_thread.run_sync(work, *arguments, limiter=self._one_run)
 
+    async def look(self, request: PredictRequest) -> tuple[Card, Predictor]:
+        """Find what a request names without waiting for runs; a version asked for the first time is loaded in a thread.
+
+        Raises:
+            NotFound, NotReady: As `find` does.
+        """
+        return await anyio.to_thread.run_sync(self.find, request)
+
     def find(self, request: PredictRequest) -> tuple[Card, Predictor]:
         """Return the card and the predictor that a request names.
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +263,15 @@ def test_text_that_is_no_unicode_is_told_so(client: TestClient, field: str) -> N
     answer = client.post("/predict", content=f'{{{field}, "inputs": [[1, 2, 3]]}}')
     assert answer.status_code in (400, 404)
     assert answer.json()["error"]
+
+
+def test_a_long_run_keeps_no_one_from_asking_what_is_served(client: TestClient) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ask, client, inputs=[[0.1, 0.2, 0.3]] * 100, passes=10_000)
+        looks = 0
+        while not running.done():
+            assert client.get("/v2/models/line").status_code == 200
+            assert client.get("/v2/models/line/ready").status_code == 200
+            looks += 1
+        assert running.result()["passes"] == 10_000
+    assert looks > 1
