@@ -2,12 +2,15 @@
 
 from service.dropout.alpha import Alpha
 from service.dropout.bernoulli import Bernoulli
+from service.dropout.concrete import Concrete, ConcreteDropout, SpatialConcrete, SpatialConcreteDropout
 from service.dropout.drop_path import DropPath
 from service.dropout.dropconnect import DropConnect, DropConnectLinear
 from service.dropout.dropconnect_sampled import DropConnectSampled
 from service.dropout.feature_alpha import FeatureAlpha
 from service.dropout.gaussian import Gaussian, GaussianDropout
+from service.dropout.layer_drop import LayerDrop, LayerDropPath
 from service.dropout.noise import Stream
+from service.dropout.shake_drop import ShakeDrop, ShakeDropPath
 from service.dropout.spatial import Spatial
 from service.dropout.uniform import Uniform, UniformDropout
 from service.dropout.variant import Kind, Variant
@@ -22,6 +25,10 @@ VARIANTS: tuple[type[Variant], ...] = (
     DropConnect,
     DropConnectSampled,
     DropPath,
+    Concrete,
+    SpatialConcrete,
+    LayerDrop,
+    ShakeDrop,
 )
 BY_NAME: dict[str, type[Variant]] = {variant.name: variant for variant in VARIANTS}
 
@@ -30,6 +37,8 @@ __all__ = [
     "VARIANTS",
     "Alpha",
     "Bernoulli",
+    "Concrete",
+    "ConcreteDropout",
     "DropConnect",
     "DropConnectLinear",
     "DropConnectSampled",
@@ -38,7 +47,13 @@ __all__ = [
     "Gaussian",
     "GaussianDropout",
     "Kind",
+    "LayerDrop",
+    "LayerDropPath",
+    "ShakeDrop",
+    "ShakeDropPath",
     "Spatial",
+    "SpatialConcrete",
+    "SpatialConcreteDropout",
     "Stream",
     "Uniform",
     "UniformDropout",

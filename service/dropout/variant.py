@@ -52,6 +52,9 @@ class Variant(ABC):
     per_channel: ClassVar[bool] = False
     """Whether each channel, the first axis of a row, has one draw for all its positions."""
 
+    rated: ClassVar[bool] = True
+    """Whether it has a rate; one without declares `p: float = field(default=0.0, init=False)`."""
+
     p: float = 0.5
 
     def __post_init__(self) -> None:
@@ -63,13 +66,18 @@ class Variant(ABC):
         """The probability of keeping."""
         return 1 - self.p
 
+    @property
+    def active(self) -> bool:
+        """Whether it changes anything."""
+        return self.p > 0 or not self.rated
+
     def fits(self, kind: Kind, shape: Shape) -> bool:
         """Tell whether the variant can act at a site of this kind and per-row shape."""
         return kind in self.kinds
 
     def parameters(self) -> dict[str, float]:
         """Return the parameters by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.init}
 
     @abstractmethod
     def draw(self, stream: Stream, shape: Shape) -> Tensor:

@@ -29,6 +29,7 @@ class Site:
         shape: Its shape for one row, -1 where the length varies; (out, in + biases) for a weight.
         variant: The variant it was trained with, or None.
         p: The rate it was trained with, or None.
+        parameters: The variant's other parameters that it was trained with, by name.
     """
 
     name: str
@@ -36,6 +37,12 @@ class Site:
     shape: tuple[int, ...]
     variant: str | None = None
     p: float | None = None
+    parameters: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it was random in training."""
+        return self.variant is not None and self.p != 0
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class Canon:
 
     def place(
         self, at: fx.Node, x: fx.Node, dims: Dims, kind: Kind, variant: str | None, p: float | None, what: str,
-        inplace: bool = False,
+        inplace: bool = False, parameters: tuple[tuple[str, float], ...] = (),
     ) -> fx.Node:  # fmt: skip
         """Insert a site on x before node `at`, named after the module that `at` came from."""
         try:
@@ -94,7 +101,7 @@ class Canon:
         except ValueError as error:
             raise CaptureFailed(f"{place_of(at)}: {error}; put the batch on an axis of its own") from None
         shape = row_dims(dims, batch)
-        site = Site(self.name(at, what), kind, self.plain(shape), variant, p)
+        site = Site(self.name(at, what), kind, self.plain(shape), variant, p, parameters)
         with self.graph.inserting_before(at):
             node = self.graph.call_function(activation_site, (x, True) if inplace else (x,))
         value = {"val": x.meta["val"]} if "val" in x.meta else {}

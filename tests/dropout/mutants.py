@@ -14,12 +14,13 @@ from bench import ROWS, draw, noise_shape, stream
 from laws import GROWTHS, Law
 from torch import Tensor
 
-from service.dropout import Alpha, DropConnect, FeatureAlpha, Gaussian, Stream, Uniform, Variant
+from service.dropout import Alpha, DropConnect, FeatureAlpha, Gaussian, LayerDrop, Stream, Uniform, Variant
 from service.dropout.noise import Shape
 from service.dropout.variant import ActivationVariant, SampledProduct
 
 AROUND_ONE = (Gaussian, Uniform)
 SATURATING = (Alpha, FeatureAlpha)
+SYMMETRIC = (*SATURATING, LayerDrop)  # their variance is the same at p and 1 - p, their mean is not
 BOTH = (0.1, 0.5)
 UNEVEN = (0.1,)  # at p = 0.5, exchanging p and q or taking a root of p / q changes nothing
 
@@ -56,7 +57,7 @@ def rate_up_by_a_tenth(variant: type[Variant]) -> Iterator[Mutant]:
 
 def keep_and_drop_exchanged(variant: type[Variant]) -> Iterator[Mutant]:
     faulty = _at_rate(variant, lambda p: 1 - p)
-    if issubclass(variant, SATURATING):  # their variance is the same at p and 1 - p, their mean is not
+    if issubclass(variant, SYMMETRIC):
         yield Mutant("p and q exchanged", faulty, laws.the_mean_is_its_closed_form, "mean is", UNEVEN)
     else:
         yield Mutant("p and q exchanged", faulty, laws.the_variance_is_its_closed_form, "variance is", UNEVEN)

@@ -6,9 +6,21 @@ import pytest
 import torch
 from bench import BIAS, FEATURES, WEIGHT, X, closed_forms
 from laws import SHARED_AXES
+from relaxed import relaxed_moments
 from torch import Tensor
 
-from service.dropout import BY_NAME, VARIANTS, Alpha, DropConnectSampled, FeatureAlpha, Kind, Spatial, Variant
+from service.dropout import (
+    BY_NAME,
+    VARIANTS,
+    Alpha,
+    Concrete,
+    DropConnectSampled,
+    FeatureAlpha,
+    Kind,
+    Spatial,
+    SpatialConcrete,
+    Variant,
+)
 from service.dropout.variant import ActivationVariant, WeightVariant
 from service.errors import InvalidPlan
 
@@ -28,6 +40,13 @@ OF_ACTIVATIONS: dict[str, Form] = {
     "a q x": lambda p, x: a_squared(p) ** 0.5 * (1 - p) * x,
     "x² p / q": lambda p, x: x**2 * p / (1 - p),
     "x² b² / 3 = x² p / q": lambda p, x: x**2 * (3 * p / (1 - p)) / 3,
+    "x E z / q": lambda p, x: x * relaxed_moments(p, 0.1)[0] / (1 - p),
+    "x² Var z / q²": lambda p, x: x**2 * relaxed_moments(p, 0.1)[1] / (1 - p) ** 2,
+    "x E z_c / q": lambda p, x: x * relaxed_moments(p, 2 / 3)[0] / (1 - p),
+    "x² Var z_c / q²": lambda p, x: x**2 * relaxed_moments(p, 2 / 3)[1] / (1 - p) ** 2,
+    "q x": lambda p, x: (1 - p) * x,
+    "p q x²": lambda p, x: p * (1 - p) * x**2,
+    "x² (q + p / 3 - q²) / q²": lambda p, x: x**2 * ((1 - p) + p / 3 - (1 - p) ** 2) / (1 - p) ** 2,
     "a² p q (x + α′)²": lambda p, x: a_squared(p) * p * (1 - p) * (x + ALPHA) ** 2,
 }
 W, B = WEIGHT.double(), BIAS.double()
@@ -137,6 +156,36 @@ def test_alpha_dropout_keeps_the_moments_of_a_standard_normal_input(saturating: 
 @pytest.mark.parametrize(("p", "factor"), [(0.05, 0.907), (0.1, 0.829), (0.5, 0.443)])
 def test_alpha_dropouts_mean_is_not_its_input(p: float, factor: float) -> None:
     assert Alpha(p=p).mean(torch.ones(())).item() == pytest.approx(factor, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("variant", "p", "mean", "variance"),
+    [
+        (Concrete, 0.1, 0.99869, 0.10108), (Concrete, 0.2, 0.99805, 0.22645), (Concrete, 0.5, 1.0, 0.90080),
+        (SpatialConcrete, 0.1, 0.94968, 0.06780), (SpatialConcrete, 0.2, 0.93894, 0.13429),
+        (SpatialConcrete, 0.5, 1.0, 0.47335),
+    ],
+)  # fmt: skip
+def test_concrete_noise_has_moments_of_its_own_below_bernoullis(
+    variant: type[Concrete], p: float, mean: float, variance: float
+) -> None:
+    one = torch.ones((), dtype=torch.float64)
+
+    assert variant(p=p).mean(one).item() == pytest.approx(mean, abs=5e-6)
+    assert variant(p=p).variance(one).item() == pytest.approx(variance, abs=5e-6) != p / (1 - p)
+
+
+def test_concrete_noise_becomes_bernoullis_as_the_temperature_falls() -> None:
+    one = torch.ones((), dtype=torch.float64)
+
+    assert Concrete(0.3, 0.001).mean(one).item() == pytest.approx(1, abs=1e-4)
+    assert Concrete(0.3, 0.001).variance(one).item() == pytest.approx(0.3 / 0.7, rel=2e-3)
+
+
+@pytest.mark.parametrize("t", [0.0, -1.0, 1e-9, 1e9, float("nan")])
+def test_what_is_no_temperature_is_refused(t: float) -> None:
+    with pytest.raises(InvalidPlan, match=r"concrete: t = .* give 0.001 <= t <= 100"):
+        Concrete(0.1, t)
 
 
 def test_channel_noise_is_marked_as_such(variant: type[Variant]) -> None:

@@ -18,12 +18,13 @@ from service.dropout import (
     DropPath,
     FeatureAlpha,
     Gaussian,
+    LayerDrop,
     Spatial,
     Uniform,
     Variant,
 )
 
-TWO_VALUED = (Bernoulli, Spatial, Alpha, FeatureAlpha, DropPath)
+TWO_VALUED = (Bernoulli, Spatial, Alpha, FeatureAlpha, DropPath, LayerDrop)
 RATES = (0.1, 0.5)
 KS_LEVEL = 1e-6
 Passes = NDArray[np.float64]

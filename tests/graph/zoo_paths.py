@@ -6,6 +6,8 @@ import torch
 from specimen import WIDTH, Specimen, features
 from torch import Tensor, nn
 
+from service.dropout import LayerDropPath, ShakeDropPath
+
 
 class PythonRandom(nn.Module):
     """Hugging Face's LayerDrop: skipped by Python's own random numbers in training."""
@@ -69,5 +71,7 @@ class Residual(nn.Module):
 PATHS = (
     Specimen("drop path (timm)", lambda: Residual(TimmDropPath()), features),
     Specimen("drop path (Hugging Face)", lambda: Residual(HuggingFaceDropPath()), features),
+    Specimen("layer drop", lambda: Residual(LayerDropPath(0.3)), features),
+    Specimen("shake drop", lambda: Residual(ShakeDropPath(0.3)), features),
     Specimen("stochastic depth (batch)", lambda: Residual(TorchvisionStochasticDepth()), features),
 )
