@@ -11,7 +11,9 @@ from service.dropout.gaussian import Gaussian, GaussianDropout
 from service.dropout.layer_drop import LayerDrop, LayerDropPath
 from service.dropout.noise import Stream
 from service.dropout.shake_drop import ShakeDrop, ShakeDropPath
+from service.dropout.shake_shake import ShakeShake, ShakeShakeMix
 from service.dropout.spatial import Spatial
+from service.dropout.standout import Standout, StandoutGate, StandoutLinear
 from service.dropout.uniform import Uniform, UniformDropout
 from service.dropout.variant import Kind, Variant
 
@@ -29,6 +31,8 @@ VARIANTS: tuple[type[Variant], ...] = (
     SpatialConcrete,
     LayerDrop,
     ShakeDrop,
+    ShakeShake,
+    Standout,
 )
 BY_NAME: dict[str, type[Variant]] = {variant.name: variant for variant in VARIANTS}
 
@@ -51,9 +55,14 @@ __all__ = [
     "LayerDropPath",
     "ShakeDrop",
     "ShakeDropPath",
+    "ShakeShake",
+    "ShakeShakeMix",
     "Spatial",
     "SpatialConcrete",
     "SpatialConcreteDropout",
+    "Standout",
+    "StandoutGate",
+    "StandoutLinear",
     "Stream",
     "Uniform",
     "UniformDropout",

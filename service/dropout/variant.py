@@ -26,6 +26,8 @@ class Kind(StrEnum):
     RECURRENT = "recurrent"
     RESIDUAL = "residual"
     WEIGHT = "weight"
+    GATED = "gated"
+    BRANCHES = "branches"
 
 
 ELEMENTWISE = frozenset({Kind.ACTIVATION, Kind.ATTENTION, Kind.RECURRENT, Kind.RESIDUAL})
@@ -98,6 +100,27 @@ class ActivationVariant(Variant):
 
     @abstractmethod
     def variance(self, x: Tensor) -> Tensor:
+        """Return the variance over passes, element by element."""
+
+
+@dataclass(frozen=True)
+class PairedVariant(Variant):
+    """A variant that acts on two tensors of one shape; where its site is off, they meet in a form of its own."""
+
+    @abstractmethod
+    def off(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return what the layer computes in eval mode."""
+
+    @abstractmethod
+    def apply(self, first: Tensor, second: Tensor, noise: Tensor) -> Tensor:
+        """Act on both [S?, B, *shape] with noise [S?, 1 or B, …], broadcasting."""
+
+    @abstractmethod
+    def mean(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the mean over passes, element by element."""
+
+    @abstractmethod
+    def variance(self, first: Tensor, second: Tensor) -> Tensor:
         """Return the variance over passes, element by element."""
 
 

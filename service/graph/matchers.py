@@ -8,6 +8,8 @@
 | concrete_dropout(x, ℓ, t, …)                    | site(x), its rate sigm(ℓ)                       |
 | layer_drop(x, p, _)                             | site(x)                                         |
 | shake_drop(x, p, _)                             | q site(x)                                       |
+| standout(u, a, α, β, _)                         | site(u, a), where off sigm(α u + β) a           |
+| shake_shake(f₁, f₂, _)                          | site(f₁, f₂), where off their mean              |
 | bernoulli_(empty, q) → div_(·, q) → mul(x, ·)   | site(x): timm, torchvision                      |
 | rand + q → floor_ → mul(div(x, q), ·)           | site(x): Hugging Face                           |
 | scaled_dot_product_attention(Q, K, V, …)        | site(softmax(Q Kᵀ)) V                           |
@@ -24,6 +26,7 @@ from service.dropout import BY_NAME, Kind
 from service.errors import CaptureFailed
 from service.graph.branches import drop_layer, shake_branch
 from service.graph.nodes import float_operand, getitems, node_operand, operand, place_of
+from service.graph.paired import gate, mix_branches
 from service.graph.recurrent import RECURRENT, unroll_layers
 from service.graph.shapes import BATCH, Dims
 from service.graph.sites import SITE, Canon, LocatedSite
@@ -211,6 +214,8 @@ _REWRITES: tuple[tuple[tuple[Any, ...], _Rewrite], ...] = (
     ((thinnet.concrete_dropout.default,), _concrete),
     ((thinnet.layer_drop.default,), drop_layer),
     ((thinnet.shake_drop.default,), shake_branch),
+    ((thinnet.standout.default,), gate),
+    ((thinnet.shake_shake.default,), mix_branches),
     ((aten.bernoulli_.float, aten.bernoulli.p), _bernoulli_path),
     ((aten.rand.default,), _rand_path),
     ((aten.scaled_dot_product_attention.default,), _attention),

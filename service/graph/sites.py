@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from service.dropout import Kind
+from service.dropout import BY_NAME, Kind
+from service.dropout.variant import PairedVariant
 from service.errors import CaptureFailed
 from service.graph.nodes import module_of, place_of, value_of
 from service.graph.program import Program
@@ -44,6 +45,12 @@ class Site:
         """Whether it was random in training."""
         return self.variant is not None and self.p != 0
 
+    @property
+    def trained_as(self) -> str:
+        """The variant and rate that it was trained with, in words; nothing where there is none."""
+        rate = f", p = {self.p:g}" if self.p else ""
+        return f"{self.variant}{rate}" if self.is_trained else ""
+
 
 @dataclass(frozen=True)
 class LocatedSite:
@@ -69,6 +76,16 @@ class LocatedSite:
 def activation_site(x: Tensor, inplace: bool = False) -> Tensor:
     """Stand for a site that is off: the identity."""
     return x
+
+
+def paired_site(first: Tensor, second: Tensor, variant: str, *parameters: float) -> Tensor:
+    """Stand for a site on two tensors that is off: the eval form of the layer that it was trained with."""
+    trained = BY_NAME[variant](*parameters)
+    assert isinstance(trained, PairedVariant)
+    return trained.off(first, second)
+
+
+SITES = (activation_site, paired_site)
 
 
 @dataclass
@@ -133,7 +150,7 @@ class Canon:
 
 def site_nodes(graph: fx.Graph) -> list[fx.Node]:
     """Return the activation sites in order."""
-    return list(graph.find_nodes(op="call_function", target=activation_site))
+    return [node for node in graph.nodes if node.target in SITES]
 
 
 def _without_value(node: fx.Node) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """What the catalogue says in words is what its code does."""
 
+import re
 from collections.abc import Callable
 
 import pytest
 import torch
-from bench import BIAS, FEATURES, WEIGHT, X, closed_forms
+from bench import BIAS, FEATURES, WEIGHT, U, X, closed_forms
 from laws import SHARED_AXES
 from relaxed import relaxed_moments
 from torch import Tensor
@@ -21,7 +22,7 @@ from service.dropout import (
     SpatialConcrete,
     Variant,
 )
-from service.dropout.variant import ActivationVariant, WeightVariant
+from service.dropout.variant import ActivationVariant, PairedVariant, WeightVariant
 from service.errors import InvalidPlan
 
 WORDS = ("name", "equation", "sampled", "shared", "mean_form", "variance_form", "reference")
@@ -49,12 +50,20 @@ OF_ACTIVATIONS: dict[str, Form] = {
     "x² (q + p / 3 - q²) / q²": lambda p, x: x**2 * ((1 - p) + p / 3 - (1 - p) ** 2) / (1 - p) ** 2,
     "a² p q (x + α′)²": lambda p, x: a_squared(p) * p * (1 - p) * (x + ALPHA) ** 2,
 }
+OF_PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "π a": lambda u, a: a / (1 + (-0.5 * u - 1).exp()),
+    "π (1 - π) a²": lambda u, a: a**2 / (1 + (-0.5 * u - 1).exp()) / (1 + (0.5 * u + 1).exp()),
+    "(f₁ + f₂) / 2": lambda f1, f2: 0.5 * f1 + 0.5 * f2,
+    "(f₁ - f₂)² / 12": lambda f1, f2: (f1 - f2) ** 2 / 12,
+}
 W, B = WEIGHT.double(), BIAS.double()
 OF_WEIGHTS: dict[str, Form] = {
     "W x + b": lambda p, x: x @ W.T + B,
     "(p / q) (W² x² + b²)": lambda p, x: (p / (1 - p)) * (x**2 @ (W**2).T + B**2),
 }
 ON_ACTIVATIONS = [variant for variant in VARIANTS if issubclass(variant, ActivationVariant)]
+ON_PAIRS = [variant for variant in VARIANTS if issubclass(variant, PairedVariant)]
+RATED = [variant for variant in VARIANTS if variant.rated]
 ON_WEIGHTS = [variant for variant in VARIANTS if issubclass(variant, WeightVariant)]
 
 
@@ -79,13 +88,24 @@ def test_names_are_unique_and_fit_an_address() -> None:
 
 
 def test_references_name_authors_and_a_year(variant: type[Variant]) -> None:
-    authors, year = variant.reference.split(" et al. ")
+    found = re.match(r"[A-Z][a-z]+(?: & [A-Z][a-z]+| et al\.)? (\d{4})\b", variant.reference)
 
-    assert authors.isalpha()
-    assert 2010 <= int(year[:4]) <= 2030
+    assert found
+    assert 2010 <= int(found[1]) <= 2030
+
+
+@pytest.mark.parametrize("variant", ON_PAIRS)
+def test_written_forms_of_two_tensors_are_what_the_code_computes(variant: type[PairedVariant]) -> None:
+    u, x = U.double(), X.double()
+    mean, variance = closed_forms(variant())
+
+    torch.testing.assert_close(mean, OF_PAIRS[variant.mean_form](u, x))
+    torch.testing.assert_close(variance, OF_PAIRS[variant.variance_form](u, x))
+    torch.testing.assert_close(variant().off(u, x), mean)
 
 
 @pytest.mark.parametrize("p", RATES)
+@pytest.mark.parametrize("variant", [each for each in VARIANTS if each not in ON_PAIRS])
 def test_written_forms_are_what_the_code_computes(variant: type[Variant], p: float) -> None:
     forms, x = (OF_ACTIVATIONS, X) if issubclass(variant, ActivationVariant) else (OF_WEIGHTS, FEATURES)
     mean, variance = closed_forms(variant(p=p))
@@ -114,12 +134,22 @@ def test_every_wording_of_sharing_has_a_law(variant: type[Variant]) -> None:
     assert variant.shared in SHARED_AXES
 
 
+@pytest.mark.parametrize("variant", RATED)
 @pytest.mark.parametrize("p", [-1e-9, 1.0, 2.0, float("nan"), float("inf")])
 def test_what_is_no_drop_probability_is_refused(variant: type[Variant], p: float) -> None:
     with pytest.raises(InvalidPlan, match=f"^{variant.name}: p = .* is not a drop probability; give 0 <= p < 1$"):
         variant(p=p)
 
 
+@pytest.mark.parametrize("variant", [each for each in VARIANTS if not each.rated])
+def test_a_variant_without_a_rate_is_active_and_takes_none(variant: type[Variant]) -> None:
+    assert variant().active
+    assert "p" not in variant().parameters()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'p'"):
+        variant(p=0.5)
+
+
+@pytest.mark.parametrize("variant", RATED)
 def test_p_is_a_parameter_with_a_default_that_drops_something(variant: type[Variant]) -> None:
     assert variant().parameters()["p"] == variant().p
     assert 0 < variant().p < 1

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from laws import SIGMAS, variance_error
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from service.dropout import (
@@ -11,8 +12,11 @@ from service.dropout import (
     LayerDropPath,
     ShakeDrop,
     ShakeDropPath,
+    ShakeShakeMix,
     SpatialConcrete,
     SpatialConcreteDropout,
+    StandoutGate,
+    StandoutLinear,
 )
 from service.errors import InvalidPlan
 
@@ -117,3 +121,81 @@ def test_in_eval_mode_shake_drop_scales_by_its_mean() -> None:
 def test_a_concrete_rate_of_zero_is_refused_as_it_could_not_be_learned_from() -> None:
     with pytest.raises(InvalidPlan, match="a rate of 0 cannot be learned from; give 0 < p < 1"):
         ConcreteDropout(0.0)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.5, 1.0), (2.0, -1.0)])
+def test_standout_keeps_strongly_active_units_more_and_rescales_nothing(alpha: float, beta: float) -> None:
+    u = torch.linspace(-2, 2, 5)
+    a = torch.ones(5)
+    y = StandoutGate(alpha, beta).train()(u.expand(ROWS, -1), a.expand(ROWS, -1))
+    kept = 1 / (1 + torch.exp(-(alpha * u + beta)).double())
+
+    assert set(y.unique().tolist()) == {0.0, 1.0}
+    assert (y.mean(0).diff() > 0).all()
+    assert_moments(y, kept, kept * (1 - kept))
+
+
+def test_in_eval_mode_standout_has_the_mean() -> None:
+    layer, x = StandoutLinear(3, 4, torch.tanh, 0.7, 0.2).eval(), torch.randn(5, 3)
+    u = nn.functional.linear(x, layer.weight, layer.bias)
+
+    torch.testing.assert_close(layer(x), torch.sigmoid(0.7 * u + 0.2) * torch.tanh(u))
+
+
+def test_shake_shake_mixes_each_row_by_its_own_uniform_share() -> None:
+    first, second = torch.ones(ROWS, 2), torch.zeros(ROWS, 2)
+    share = ShakeShakeMix().train()(first, second)
+
+    assert torch.equal(share[:, 0], share[:, 1])
+    assert_moments(share[:, :1], torch.tensor([0.5]).double(), torch.tensor([1 / 12]).double())
+    assert torch.equal(ShakeShakeMix().eval()(first, second), 0.5 * first)
+
+
+def test_shake_shakes_gradients_have_a_share_of_their_own() -> None:
+    first, second = (torch.ones(5000, 1, requires_grad=True) for _ in range(2))
+    share = ShakeShakeMix().train()(first, second * 0)
+    share.sum().backward()
+    assert first.grad is not None
+
+    assert 0 <= first.grad.min() < 0.01 < 0.99 < first.grad.max() <= 1
+    assert abs(torch.corrcoef(torch.cat([share, first.grad], 1).detach().T)[0, 1].item()) < SIGMAS / 5000**0.5
+
+
+class Shaken(nn.Module):
+    def __init__(self, drop: nn.Module) -> None:
+        super().__init__()
+        self.a, self.b, self.drop, self.c = nn.Linear(64, 64), nn.Linear(64, 64), drop, nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        f1, f2 = torch.relu(self.a(x)), torch.relu(self.b(x))
+        return self.c(x + (self.drop(f1, f2) if isinstance(self.drop, ShakeShakeMix) else self.drop(f1)))
+
+
+NETWORKS = {
+    "concrete": lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), ConcreteDropout(), nn.Linear(64, 10)),
+    "standout": lambda: nn.Sequential(StandoutLinear(64, 64), nn.Linear(64, 10)),
+    "layer-drop": lambda: Shaken(LayerDropPath()),
+    "shake-drop": lambda: Shaken(ShakeDropPath()),
+    "shake-shake": lambda: Shaken(ShakeShakeMix()),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_small_network_learns_to_read_digits_with_it(name: str) -> None:
+    digits = load_digits()
+    x, labels = torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target)
+    torch.manual_seed(2)
+    network = NETWORKS[name]().train()
+    optimiser = torch.optim.Adam(network.parameters(), 3e-3)
+    for _ in range(20):
+        for batch in torch.randperm(1400).split(100):
+            loss = nn.functional.cross_entropy(network(x[batch]), labels[batch])
+            if name == "concrete":
+                loss = loss + network[2].regulariser(network[3], 1e-5, 1e-3)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+
+    with torch.no_grad():
+        right = (network.eval()(x[1400:]).argmax(1) == labels[1400:]).double().mean()
+    assert right > 0.85

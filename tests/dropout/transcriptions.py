@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 OfActivations = Callable[[Generator, int, float, Array], Array]
+OfPairs = Callable[[Generator, int, Array, Array], Array]
 OfWeights = Callable[[Generator, int, float, Array, Array, Array], Array]
 
 
@@ -134,6 +135,22 @@ def dropconnect_inference(rng: Generator, passes: int, p: float, x: Array, weigh
     return u
 
 
+def standout(rng: Generator, passes: int, u: Array, a: Array, alpha: float = 0.5, beta: float = 1.0) -> Array:
+    """Ba & Frey 2013, §2-3: P(m_j = 1) = f(Σ_i π_ji a_i), f the logistic function, π = α w + β; a_j = m_j g(·)."""
+    keep = 1 / (1 + np.exp(-(alpha * u + beta)))
+    m = (rng.random((passes, *a.shape)) < keep).astype(float)
+    return m * a
+
+
+def shake_shake(rng: Generator, passes: int, f1: Array, f2: Array) -> Array:
+    """Gastaldi 2017, eq. 2: x + α F(x, W¹) + (1 - α) F(x, W²), α ~ U(0, 1)."""
+    y = np.empty((passes, *f1.shape))
+    for t in range(passes):
+        alpha = rng.uniform()
+        y[t] = alpha * f1 + (1 - alpha) * f2
+    return y
+
+
 ACTIVATIONS: dict[str, OfActivations] = {
     "bernoulli": dropout,
     "gaussian": gaussian_dropout,
@@ -147,6 +164,7 @@ ACTIVATIONS: dict[str, OfActivations] = {
     "layer-drop": layer_drop,
     "shake-drop": shake_drop,
 }
+PAIRS: dict[str, OfPairs] = {"standout": standout, "shake-shake": shake_shake}
 WEIGHTS: dict[str, OfWeights] = {
     "dropconnect": dropconnect,
     "dropconnect-sampled": dropconnect_inference,

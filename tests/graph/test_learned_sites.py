@@ -6,8 +6,16 @@ from specimen import WIDTH, features, mlp
 from torch import Tensor, nn
 
 from service import Predictor
-from service.dropout import Concrete, ConcreteDropout, LayerDropPath, ShakeDropPath
-from service.errors import InvalidPlan
+from service.dropout import (
+    Concrete,
+    ConcreteDropout,
+    LayerDropPath,
+    ShakeDropPath,
+    ShakeShakeMix,
+    StandoutGate,
+    StandoutLinear,
+)
+from service.errors import CaptureFailed, InvalidPlan
 
 
 class Branch(nn.Module):
@@ -96,3 +104,62 @@ def test_shake_drop_serves_the_papers_factor_on_the_branch() -> None:
     kept = (factor - 1).abs() < 1e-4
     assert kept.double().mean().item() == pytest.approx(0.7, abs=0.04)
     assert -1.0001 < factor[~kept].min() < -0.98 < 0.98 < factor[~kept].max() < 1.0001
+
+
+def test_standout_serves_every_unit_by_its_own_pre_activation() -> None:
+    module = nn.Sequential(StandoutLinear(WIDTH, 5, torch.tanh, 1.5, -0.3)).eval()
+    predictor, x = Predictor.capture(module, features(2)), features(1)
+    (site,) = (each for each in predictor.sites if each.is_trained)
+    y = samples(predictor, x)[:, 0]
+    with torch.no_grad():
+        u = nn.functional.linear(x[0], module[0].weight, module[0].bias)[0].double()
+    kept = torch.sigmoid(1.5 * u - 0.3)
+
+    assert (site.variant, site.p, site.parameters) == ("standout", None, (("alpha", 1.5), ("beta", -0.3)))
+    torch.testing.assert_close(y, torch.where(y == 0, 0.0, torch.tanh(u)))
+    assert (((y != 0).double().mean(0) - kept).abs() <= 5 * (kept * (1 - kept) / 4000).sqrt()).all()
+
+
+def test_shake_shake_serves_the_branches_mixed_by_one_share_for_a_pass() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = ShakeShakeMix()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.mix(x, 2 * x + 1)
+
+    x = features(3)
+    y = samples(Predictor.capture(Mixed(), features(2)), x)
+    share = ((2 * x[0] + 1 - y) / (x[0] + 1)).flatten(1)
+
+    torch.testing.assert_close(share, share[:, :1].expand_as(share), rtol=0, atol=1e-3)
+    assert share[:, 0].mean().item() == pytest.approx(0.5, abs=0.03)
+    assert share[:, 0].var().item() == pytest.approx(1 / 12, rel=0.1)
+
+
+def test_a_rate_for_a_variant_that_has_none_is_refused() -> None:
+    predictor = Predictor.capture(nn.Sequential(StandoutLinear(WIDTH, 5)), features(2))
+
+    with pytest.raises(InvalidPlan, match=r"standout has no parameter 'p'; it has alpha, beta"):
+        predictor.predict(features(1), passes=2, p=0.3)
+
+
+def test_no_other_variant_takes_a_site_with_an_eval_form_of_its_own() -> None:
+    predictor = Predictor.capture(nn.Sequential(StandoutLinear(WIDTH, 5)), features(2))
+    (site,) = (each.name for each in predictor.sites if each.is_trained)
+
+    assert predictor.fitting(site) == ("standout",)
+
+
+def test_tensors_of_two_shapes_at_one_site_are_refused() -> None:
+    class Uneven(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = StandoutGate()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.gate(x[:, :1], x)
+
+    with pytest.raises(CaptureFailed, match="its two tensors differ in shape"):
+        Predictor.capture(Uneven(), features(2))
