@@ -99,7 +99,7 @@ def models(models: Models = None, device: Device = "cpu") -> None:
         print(f"{name} (versions {', '.join(map(str, card.versions))}): {card.description or 'no description'}")
         width = max((len(site.name) for site in predictor.sites), default=0)
         for site in predictor.sites:
-            trained = f"{site.variant} p = {site.p:g}" if site.p else "off"
+            trained = site.trained_as or "off"
             fits = ", ".join(predictor.fitting(site.name))
             print(f"  {site.name:{width}}  {site.kind} {list(site.shape)}, as trained {trained}; fits: {fits}")
     for name, fault in repository.faults.items():
@@ -235,7 +235,7 @@ def export(
     )
     print(f"{made.folder}: {len(made.sites)} sites, {len(made.active)} of them random where a request names no plan")
     for site in made.sites:
-        trained = f"{site.variant} p = {site.p:g}" if site.p else "off"
+        trained = site.trained_as or "off"
         print(f"  {site.name} ({site.kind}, {list(site.shape)}): {trained}")
     for note in made.notes:
         print(f"note: {note}")

@@ -58,7 +58,7 @@ def make_plan(
         if changed is not None:
             choices[name] = changed
     plan = {name: _build(by_name[name], choice) for name, choice in choices.items()}
-    active = {name: chosen for name, chosen in plan.items() if chosen.p > 0}
+    active = {name: chosen for name, chosen in plan.items() if chosen.active}
     if not active:
         raise NoActiveSite(_no_active_site(sites, variant or TRAINED))
     return active
@@ -72,14 +72,17 @@ def fitting(site: Site) -> tuple[str, ...]:
 def _whole_plan(sites: Sequence[Site], variant: str, p: float | None) -> dict[str, Choice]:
     if variant == OFF:
         return {}
-    trained = [site for site in sites if site.variant is not None and site.p]
+    trained = [site for site in sites if site.is_trained]
     if variant == TRAINED:
-        return {site.name: Choice(str(site.variant), _rate(site, p)) for site in trained}
+        return {site.name: Choice(str(site.variant), _parameters(site, str(site.variant), p)) for site in trained}
     cls = _variant_named(variant)
     fits = [site for site in sites if cls().fits(site.kind, site.shape)]
     if not fits:
         raise InvalidPlan(f"variant {variant!r} fits none of the sites: {_sites_and_fits(sites)}")
-    return {site.name: Choice(variant, _rate(site, p)) for site in [site for site in fits if site in trained] or fits}
+    return {
+        site.name: Choice(variant, _parameters(site, variant, p))
+        for site in [site for site in fits if site in trained] or fits
+    }
 
 
 def _override(site: Site, override: Override, planned: Choice | None, p: float | None) -> Choice | None:
@@ -103,14 +106,21 @@ def _override(site: Site, override: Override, planned: Choice | None, p: float |
         name = site.variant
     if name is None:
         raise InvalidPlan(f"site {site.name!r} was trained without a variant; name one: {', '.join(fitting(site))}")
-    return Choice(name, {**_rate(site, p), **{key: value for key, value in given.items() if key != "variant"}})
+    return Choice(
+        name, {**_parameters(site, name, p), **{key: value for key, value in given.items() if key != "variant"}}
+    )
 
 
-def _rate(site: Site, p: float | None) -> dict[str, Any]:
-    """Return the rate asked for, or else the trained one; nothing where there is neither, for the variant's default."""
+def _parameters(site: Site, name: Any, p: float | None) -> dict[str, Any]:
+    """Return the trained parameters of the site's own variant, with the rate asked for or else the trained one.
+
+    What is neither asked for nor trained is left to the variant's default.
+    """
+    own = dict(site.parameters) if name == site.variant else {}
+    rated = _variant_named(name).rated
     if p is not None:
-        return {"p": p}
-    return {"p": site.p} if site.p else {}
+        return {**own, "p": p}
+    return {**own, "p": site.p} if site.p and rated else own
 
 
 def _build(site: Site, choice: Choice) -> Variant:
@@ -131,7 +141,7 @@ def _build(site: Site, choice: Choice) -> Variant:
 def _number(site: Site, cls: type[Variant], key: str, value: Any) -> float:
     known = cls().parameters()
     if key not in known:
-        raise InvalidPlan(f"site {site.name!r}: {cls.name} has no parameter {key!r}; it has {', '.join(known)}")
+        raise InvalidPlan(f"site {site.name!r}: {cls.name} has no parameter {key!r}; it has {', '.join(known) or 'none'}")
     if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > _LARGEST:
         raise InvalidPlan(f"site {site.name!r}: {key} = {value!r} is not a number that {cls.name} can use")
     return float(value)
@@ -146,7 +156,7 @@ def _variant_named(name: Any) -> type[Variant]:
 
 
 def _no_active_site(sites: Sequence[Site], variant: str) -> str:
-    trained = any(site.p for site in sites)
+    trained = any(site.is_trained for site in sites)
     if variant == TRAINED:
         asked = "every site that it was trained with is off" if trained else "as trained, it has no dropout"
     else:

@@ -184,7 +184,7 @@ def test_export_makes_a_folder_that_is_served(capsys: pytest.CaptureFixture[str]
         )
         labels = [word for name in "abc" for word in ("--label", name)]
         told = run(capsys, "export", "mine:network", tmp_path / "models" / "mine", *arguments, *labels)
-        assert "2 (activation, [8]): bernoulli p = 0.3" in told
+        assert "2 (activation, [8]): bernoulli, p = 0.3" in told
         (tmp_path / "rows.json").write_text("[[0, 1, 2, 3]]")
         found = json.loads(run(capsys, "predict", tmp_path / "models" / "mine", tmp_path / "rows.json"))
         assert found["label"][0] in ("a", "b", "c")

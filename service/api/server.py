@@ -46,7 +46,7 @@ def _address(settings: Settings, listener: socket.socket) -> str:
 
 
 def _model_lines(card: Card, predictor: Predictor) -> list[str]:
-    trained = [f"{site.name} ({site.variant}, p = {site.p:g})" for site in predictor.sites if site.p]
+    trained = [f"{site.name} ({site.trained_as})" for site in predictor.sites if site.is_trained]
     more = len(predictor.sites) - len(trained)
     sites = ", ".join(trained) or "none as trained"
     told = f"  sites    {sites}" + (f"; {more} more can be activated" if more else "")

@@ -2,13 +2,18 @@
 
 from service.dropout.alpha import Alpha
 from service.dropout.bernoulli import Bernoulli
+from service.dropout.concrete import Concrete, ConcreteDropout, SpatialConcrete, SpatialConcreteDropout
 from service.dropout.drop_path import DropPath
 from service.dropout.dropconnect import DropConnect, DropConnectLinear
 from service.dropout.dropconnect_sampled import DropConnectSampled
 from service.dropout.feature_alpha import FeatureAlpha
 from service.dropout.gaussian import Gaussian, GaussianDropout
+from service.dropout.layer_drop import LayerDrop, LayerDropPath
 from service.dropout.noise import Stream
+from service.dropout.shake_drop import ShakeDrop, ShakeDropPath
+from service.dropout.shake_shake import ShakeShake, ShakeShakeMix
 from service.dropout.spatial import Spatial
+from service.dropout.standout import Standout, StandoutGate, StandoutLinear
 from service.dropout.uniform import Uniform, UniformDropout
 from service.dropout.variant import Kind, Variant
 
@@ -22,6 +27,12 @@ VARIANTS: tuple[type[Variant], ...] = (
     DropConnect,
     DropConnectSampled,
     DropPath,
+    Concrete,
+    SpatialConcrete,
+    LayerDrop,
+    ShakeDrop,
+    ShakeShake,
+    Standout,
 )
 BY_NAME: dict[str, type[Variant]] = {variant.name: variant for variant in VARIANTS}
 
@@ -30,6 +41,8 @@ __all__ = [
     "VARIANTS",
     "Alpha",
     "Bernoulli",
+    "Concrete",
+    "ConcreteDropout",
     "DropConnect",
     "DropConnectLinear",
     "DropConnectSampled",
@@ -38,7 +51,18 @@ __all__ = [
     "Gaussian",
     "GaussianDropout",
     "Kind",
+    "LayerDrop",
+    "LayerDropPath",
+    "ShakeDrop",
+    "ShakeDropPath",
+    "ShakeShake",
+    "ShakeShakeMix",
     "Spatial",
+    "SpatialConcrete",
+    "SpatialConcreteDropout",
+    "Standout",
+    "StandoutGate",
+    "StandoutLinear",
     "Stream",
     "Uniform",
     "UniformDropout",

@@ -26,6 +26,8 @@ class Kind(StrEnum):
     RECURRENT = "recurrent"
     RESIDUAL = "residual"
     WEIGHT = "weight"
+    GATED = "gated"
+    BRANCHES = "branches"
 
 
 ELEMENTWISE = frozenset({Kind.ACTIVATION, Kind.ATTENTION, Kind.RECURRENT, Kind.RESIDUAL})
@@ -52,6 +54,9 @@ class Variant(ABC):
     per_channel: ClassVar[bool] = False
     """Whether each channel, the first axis of a row, has one draw for all its positions."""
 
+    rated: ClassVar[bool] = True
+    """Whether it has a rate; one without declares `p: float = field(default=0.0, init=False)`."""
+
     p: float = 0.5
 
     def __post_init__(self) -> None:
@@ -63,13 +68,18 @@ class Variant(ABC):
         """The probability of keeping."""
         return 1 - self.p
 
+    @property
+    def active(self) -> bool:
+        """Whether it changes anything."""
+        return self.p > 0 or not self.rated
+
     def fits(self, kind: Kind, shape: Shape) -> bool:
         """Tell whether the variant can act at a site of this kind and per-row shape."""
         return kind in self.kinds
 
     def parameters(self) -> dict[str, float]:
         """Return the parameters by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.init}
 
     @abstractmethod
     def draw(self, stream: Stream, shape: Shape) -> Tensor:
@@ -90,6 +100,27 @@ class ActivationVariant(Variant):
 
     @abstractmethod
     def variance(self, x: Tensor) -> Tensor:
+        """Return the variance over passes, element by element."""
+
+
+@dataclass(frozen=True)
+class PairedVariant(Variant):
+    """A variant that acts on two tensors of one shape; where its site is off, they meet in a form of its own."""
+
+    @abstractmethod
+    def off(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return what the layer computes in eval mode."""
+
+    @abstractmethod
+    def apply(self, first: Tensor, second: Tensor, noise: Tensor) -> Tensor:
+        """Act on both [S?, B, *shape] with noise [S?, 1 or B, …], broadcasting."""
+
+    @abstractmethod
+    def mean(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the mean over passes, element by element."""
+
+    @abstractmethod
+    def variance(self, first: Tensor, second: Tensor) -> Tensor:
         """Return the variance over passes, element by element."""
 
 

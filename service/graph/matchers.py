@@ -5,6 +5,11 @@
 | dropout(x, p, _) and its relatives              | site(x)                                         |
 | native_dropout(x, p, _)[0]                      | site(x)                                         |
 | dropconnect_linear(x, W, b, p, …)               | linear(x, W, b), the site being W               |
+| concrete_dropout(x, ℓ, t, …)                    | site(x), its rate sigm(ℓ)                       |
+| layer_drop(x, p, _)                             | site(x)                                         |
+| shake_drop(x, p, _)                             | q site(x)                                       |
+| standout(u, a, α, β, _)                         | site(u, a), where off sigm(α u + β) a           |
+| shake_shake(f₁, f₂, _)                          | site(f₁, f₂), where off their mean              |
 | bernoulli_(empty, q) → div_(·, q) → mul(x, ·)   | site(x): timm, torchvision                      |
 | rand + q → floor_ → mul(div(x, q), ·)           | site(x): Hugging Face                           |
 | scaled_dot_product_attention(Q, K, V, …)        | site(softmax(Q Kᵀ)) V                           |
@@ -19,7 +24,9 @@ from torch import Tensor, fx
 
 from service.dropout import BY_NAME, Kind
 from service.errors import CaptureFailed
+from service.graph.branches import drop_layer, shake_branch
 from service.graph.nodes import float_operand, getitems, node_operand, operand, place_of
+from service.graph.paired import gate, mix_branches
 from service.graph.recurrent import RECURRENT, unroll_layers
 from service.graph.shapes import BATCH, Dims
 from service.graph.sites import SITE, Canon, LocatedSite
@@ -94,6 +101,20 @@ def _dropconnect_linear(canon: Canon, node: fx.Node) -> None:
     product.meta = dict(node.meta)
     canon.trained[weight] = ("dropconnect-sampled" if sampled else "dropconnect", p)
     canon.replace(node, product)
+
+
+def _concrete(canon: Canon, node: fx.Node) -> None:
+    x, logit, t = node_operand(node), node_operand(node, 1), float_operand(node, 2)
+    if logit.op != "get_attr":
+        raise CaptureFailed(f"{place_of(node)}: the rate is computed; keep its logit as a parameter")
+    p = float(getattr(canon.program.graph, str(logit.target)).double().sigmoid())
+    dims = canon.dims(node)
+    variant = "spatial-concrete" if operand(node, 3) and len(dims) >= 3 else "concrete"
+    site = canon.place(node, x, dims, Kind.ACTIVATION, variant, p, "dropout", parameters=(("t", t),))
+    _check_channels(node, site.meta[SITE])
+    canon.replace(node, site)
+    if not logit.users:
+        canon.graph.erase_node(logit)
 
 
 def _bernoulli_path(canon: Canon, node: fx.Node) -> None:
@@ -190,6 +211,11 @@ _REWRITES: tuple[tuple[tuple[Any, ...], _Rewrite], ...] = (
     (tuple(_DROPOUTS), _dropout),
     ((aten.native_dropout.default,), _native_dropout),
     ((thinnet.dropconnect_linear.default,), _dropconnect_linear),
+    ((thinnet.concrete_dropout.default,), _concrete),
+    ((thinnet.layer_drop.default,), drop_layer),
+    ((thinnet.shake_drop.default,), shake_branch),
+    ((thinnet.standout.default,), gate),
+    ((thinnet.shake_shake.default,), mix_branches),
     ((aten.bernoulli_.float, aten.bernoulli.p), _bernoulli_path),
     ((aten.rand.default,), _rand_path),
     ((aten.scaled_dot_product_attention.default,), _attention),

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, fx
 
 from service.dropout import DropConnect, Variant
-from service.dropout.variant import ActivationVariant, MaskedWeight, SampledProduct
+from service.dropout.variant import ActivationVariant, MaskedWeight, PairedVariant, SampledProduct
 from service.errors import InvalidPlan
 from service.graph.capture import Captured
 from service.graph.layout import LAYOUT, Layout
 from service.graph.nodes import node_operand, value_of
 from service.graph.program import STATE_NAME
 from service.graph.shapes import BatchAxis, Dims, row_dims
-from service.graph.sites import SITE, activation_site
+from service.graph.sites import SITE, SITES, activation_site
 from service.graph.weights import WeightSite
 
 ROWS = "rows"
@@ -61,7 +61,7 @@ class Apply:
     Noise is [R, …] for one pass and [S, R, …] for S passes folded, R being 1 or the number of rows.
     """
 
-    def __init__(self, variant: ActivationVariant | SampledProduct, batch: BatchAxis | None) -> None:
+    def __init__(self, variant: ActivationVariant | PairedVariant | SampledProduct, batch: BatchAxis | None) -> None:
         self.variant = variant
         self.batch = batch
         self.__name__ = f"apply_{variant.name.replace('-', '_')}"
@@ -73,7 +73,7 @@ class Apply:
         folded = noise.dim() > fronted[0].dim()
         if folded:
             fronted = [torch.unflatten(x, 0, (passes, -1)) if len(x) == rows else x[None] for x in fronted]
-        act: Callable[..., Tensor] = self.variant.apply  # of an activation, or of a product's mean and variance
+        act: Callable[..., Tensor] = self.variant.apply  # of one tensor or two, or of a product's moments
         y = act(*fronted, noise.to(fronted[0].dtype) if noise.is_floating_point() else noise)
         return self._rows_back(y.flatten(0, 1) if folded else y)
 
@@ -148,10 +148,10 @@ class _Writer:
     def declare(self, captured: Captured, plan: Mapping[str, Variant], weights: list[WeightSite]) -> None:
         """Make the noise placeholders, which stand before all other nodes."""
         for node in captured.program.graph.graph.nodes:
-            if node.target is activation_site and node.meta[SITE].site.name in plan:
+            if node.target in SITES and node.meta[SITE].site.name in plan:
                 located = node.meta[SITE]
                 variant, layout = plan[located.site.name], node.meta[LAYOUT]
-                if layout.entangled:
+                if layout.entangled or any(each.meta[LAYOUT] != layout for each in node.all_input_nodes):
                     raise InvalidPlan(f"site {located.site.name!r}: rows cannot be told apart there; switch it off")
                 dims = row_dims(located.dims, located.batch)
                 has_rows = layout.batch is not None
@@ -185,7 +185,7 @@ class _Writer:
 
     def write(self, node: fx.Node) -> None:
         """Copy a node, or write what the plan makes of it."""
-        if node.target is activation_site:
+        if node.target in SITES:
             self.copies[node] = self._activation(node)
         elif node in self.products:
             self.copies[node] = self._product(node)
@@ -195,12 +195,13 @@ class _Writer:
             self.copies[node] = self.graph.node_copy(node, lambda old: self._operand(old, node))
 
     def _activation(self, node: fx.Node) -> fx.Node:
-        x = self.copies[node_operand(node)]
         if node not in self.variants:
-            return x
+            is_identity = node.target is activation_site
+            return self.copies[node_operand(node)] if is_identity else self.graph.node_copy(node, self.copies.get)
         variant, noise = self.variants[node]
-        assert isinstance(variant, ActivationVariant)
-        return self.graph.call_function(Apply(variant, node.meta[LAYOUT].batch), (self.rows, noise, x))
+        assert isinstance(variant, (ActivationVariant, PairedVariant))
+        tensors = [self.copies[each] for each in node.args if isinstance(each, fx.Node)]
+        return self.graph.call_function(Apply(variant, node.meta[LAYOUT].batch), (self.rows, noise, *tensors))
 
     def _product(self, node: fx.Node) -> fx.Node:
         variant, noise = self.products[node]

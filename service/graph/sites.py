@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from service.dropout import Kind
+from service.dropout import BY_NAME, Kind
+from service.dropout.variant import PairedVariant
 from service.errors import CaptureFailed
 from service.graph.nodes import module_of, place_of, value_of
 from service.graph.program import Program
@@ -29,6 +30,7 @@ class Site:
         shape: Its shape for one row, -1 where the length varies; (out, in + biases) for a weight.
         variant: The variant it was trained with, or None.
         p: The rate it was trained with, or None.
+        parameters: The variant's other parameters that it was trained with, by name.
     """
 
     name: str
@@ -36,6 +38,18 @@ class Site:
     shape: tuple[int, ...]
     variant: str | None = None
     p: float | None = None
+    parameters: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it was random in training."""
+        return self.variant is not None and self.p != 0
+
+    @property
+    def trained_as(self) -> str:
+        """The variant and rate that it was trained with, in words; nothing where there is none."""
+        rate = f", p = {self.p:g}" if self.p else ""
+        return f"{self.variant}{rate}" if self.is_trained else ""
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,16 @@ def activation_site(x: Tensor, inplace: bool = False) -> Tensor:
     return x
 
 
+def paired_site(first: Tensor, second: Tensor, variant: str, *parameters: float) -> Tensor:
+    """Stand for a site on two tensors that is off: the eval form of the layer that it was trained with."""
+    trained = BY_NAME[variant](*parameters)
+    assert isinstance(trained, PairedVariant)
+    return trained.off(first, second)
+
+
+SITES = (activation_site, paired_site)
+
+
 @dataclass
 class Canon:
     """A program while its sites are being written out.
@@ -86,7 +110,7 @@ class Canon:
 
     def place(
         self, at: fx.Node, x: fx.Node, dims: Dims, kind: Kind, variant: str | None, p: float | None, what: str,
-        inplace: bool = False,
+        inplace: bool = False, parameters: tuple[tuple[str, float], ...] = (),
     ) -> fx.Node:  # fmt: skip
         """Insert a site on x before node `at`, named after the module that `at` came from."""
         try:
@@ -94,7 +118,7 @@ class Canon:
         except ValueError as error:
             raise CaptureFailed(f"{place_of(at)}: {error}; put the batch on an axis of its own") from None
         shape = row_dims(dims, batch)
-        site = Site(self.name(at, what), kind, self.plain(shape), variant, p)
+        site = Site(self.name(at, what), kind, self.plain(shape), variant, p, parameters)
         with self.graph.inserting_before(at):
             node = self.graph.call_function(activation_site, (x, True) if inplace else (x,))
         value = {"val": x.meta["val"]} if "val" in x.meta else {}
@@ -126,7 +150,7 @@ class Canon:
 
 def site_nodes(graph: fx.Graph) -> list[fx.Node]:
     """Return the activation sites in order."""
-    return list(graph.find_nodes(op="call_function", target=activation_site))
+    return [node for node in graph.nodes if node.target in SITES]
 
 
 def _without_value(node: fx.Node) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from service.dropout import Stream, Variant
-from service.dropout.variant import ActivationVariant, MaskedWeight, SampledProduct, WeightVariant
+from service.dropout.variant import ActivationVariant, MaskedWeight, PairedVariant, SampledProduct, WeightVariant
 
 PASSES = 60_000
 CHANNELS, POSITIONS = 3, 4
@@ -16,9 +16,15 @@ ROWS = 3
 
 # Everything is positive, so that shared noise shows as correlation +1, and no two values are equal.
 X = 0.5 + torch.arange(ROWS * CHANNELS * POSITIONS).reshape(ROWS, *SHAPE) * 0.05
+U = 0.8 * X - 0.7  # the other tensor of a pair: of both signs, and always below X
 FEATURES = 0.6 + torch.arange(ROWS * IN).reshape(ROWS, IN) * 0.11
 WEIGHT = torch.tensor([[0.9, -1.1, 0.7, 1.3, -0.8], [-0.5, 1.2, 1.0, -0.7, 0.6], [1.4, 0.8, -0.9, 0.5, 1.1]])
 BIAS = torch.tensor([1.5, 2.2, 1.8])
+
+
+def at_rate(variant: type[Variant], p: float) -> Variant:
+    """Return the variant at a rate, or as it is by default where it has none."""
+    return variant(p=p) if variant.rated else variant()
 
 
 def stream(passes: int = PASSES, rows: range | None = None, *, seed: int = 0, first: int = 0) -> Stream:
@@ -51,6 +57,11 @@ def _(variant: ActivationVariant, noise: Tensor) -> Tensor:
 
 
 @act.register
+def _(variant: PairedVariant, noise: Tensor) -> Tensor:
+    return variant.apply(U, X, noise).expand(len(noise), *X.shape)
+
+
+@act.register
 def _(variant: MaskedWeight, noise: Tensor) -> Tensor:
     weight, bias = variant.apply(WEIGHT, noise[..., :IN]), variant.apply(BIAS, noise[..., IN])
     return (weight * FEATURES[:, None, :]).sum(-1) + bias
@@ -65,6 +76,8 @@ def closed_forms(variant: Variant) -> tuple[Tensor, Tensor]:
     """Return the variant's own mean and variance on its fixed input, each [ROWS, …] in float64."""
     if isinstance(variant, ActivationVariant):
         return variant.mean(X.double()), variant.variance(X.double())
+    if isinstance(variant, PairedVariant):
+        return variant.mean(U.double(), X.double()), variant.variance(U.double(), X.double())
     assert isinstance(variant, WeightVariant)
     given = FEATURES.double(), WEIGHT.double(), BIAS.double()
     return variant.mean(*given), variant.variance(*given)
@@ -75,3 +88,10 @@ def masked_row_covariance(p: float) -> Tensor:
     weight, features = WEIGHT.double(), FEATURES.double()
     products = torch.einsum("oi,bi,ci->bco", weight.square(), features, features)
     return (products + BIAS.double().square()) * (p / (1 - p))
+
+
+def gated_row_covariance() -> Tensor:
+    """Return Cov(m a of row b, m a of row c) [ROWS, ROWS, elements] of standout under one v: (min π - π π′) a a′."""
+    kept, a = (0.5 * U.double() + 1).sigmoid().flatten(1), X.double().flatten(1)
+    both = torch.minimum(kept[:, None], kept[None, :]) - kept[:, None] * kept[None, :]
+    return both * a[:, None] * a[None, :]

@@ -9,12 +9,24 @@ from dataclasses import replace
 from math import sqrt
 
 import torch
-from bench import CHANNELS, OUT, PASSES, POSITIONS, ROWS, act, closed_forms, draw, masked_row_covariance, stream
+from bench import (
+    CHANNELS,
+    OUT,
+    PASSES,
+    POSITIONS,
+    ROWS,
+    act,
+    closed_forms,
+    draw,
+    gated_row_covariance,
+    masked_row_covariance,
+    stream,
+)
 from bench import outputs as run
 from torch import Tensor
 
-from service.dropout import Variant
-from service.dropout.variant import ActivationVariant, MaskedWeight
+from service.dropout import Standout, Variant
+from service.dropout.variant import MaskedWeight, WeightVariant
 
 Law = Callable[[Variant], None]
 SIGMAS = 5
@@ -119,7 +131,7 @@ def grouping_of_passes_changes_nothing(variant: Variant) -> None:
 
 def growing_leaves_the_shorter_noise_unchanged(variant: Variant) -> None:
     """A site's growing axes may be longer in another request; every position that both have keeps its noise."""
-    assert isinstance(variant, ActivationVariant)
+    assert not isinstance(variant, WeightVariant)
     for growing, shorter, longer in GROWTHS:
         for rows in (None, range(2)):
             numbers = replace(stream(6, rows, first=2), growing=growing)
@@ -162,15 +174,16 @@ LAWS: tuple[Law, ...] = (
 
 
 def laws_of(variant: type[Variant]) -> tuple[Law, ...]:
-    """Return the laws that bind a variant: a weight's shape is the network's and never grows."""
-    if issubclass(variant, ActivationVariant):
-        return LAWS
-    return tuple(law for law in LAWS if law is not growing_leaves_the_shorter_noise_unchanged)
+    """Return the laws that bind a variant: a weight's shape never grows, and not all have a rate."""
+    unbound = {growing_leaves_the_shorter_noise_unchanged} if issubclass(variant, WeightVariant) else set()
+    if not variant.rated:
+        unbound.add(a_rate_of_zero_changes_nothing)
+    return tuple(law for law in LAWS if law not in unbound)
 
 
 def shares(variant: Variant) -> Tensor:
     """Return which elements of a row share a draw by the variant's own words: 1 or 0 for each pair."""
-    if not isinstance(variant, ActivationVariant):
+    if isinstance(variant, WeightVariant):
         return torch.eye(OUT)
     assert variant.shared in SHARED_AXES, f"sharing: say in SHARED_AXES what {variant.shared!r} means"
     axes = SHARED_AXES[variant.shared]
@@ -181,7 +194,7 @@ def shares(variant: Variant) -> Tensor:
 
 def growths(variant: Variant) -> tuple[frozenset[int], ...]:
     """Return the growing axes that a site of this variant may have in `bench`."""
-    return (frozenset(), frozenset({1})) if isinstance(variant, ActivationVariant) else (frozenset(),)
+    return (frozenset(), frozenset({1})) if not isinstance(variant, WeightVariant) else (frozenset(),)
 
 
 def correlation(columns: Tensor) -> Tensor:
@@ -211,6 +224,8 @@ def _row_covariance(variant: Variant) -> Tensor:
     """Return Cov between rows [ROWS, ROWS, elements] in scope pass."""
     if isinstance(variant, MaskedWeight):
         return masked_row_covariance(variant.p)
+    if isinstance(variant, Standout):
+        return gated_row_covariance()
     deviation = closed_forms(variant)[1].sqrt().flatten(1)
     return deviation[:, None] * deviation[None, :]
 

@@ -14,12 +14,24 @@ from bench import ROWS, draw, noise_shape, stream
 from laws import GROWTHS, Law
 from torch import Tensor
 
-from service.dropout import Alpha, DropConnect, FeatureAlpha, Gaussian, Stream, Uniform, Variant
+from service.dropout import (
+    Alpha,
+    DropConnect,
+    FeatureAlpha,
+    Gaussian,
+    LayerDrop,
+    ShakeShake,
+    Standout,
+    Stream,
+    Uniform,
+    Variant,
+)
 from service.dropout.noise import Shape
-from service.dropout.variant import ActivationVariant, SampledProduct
+from service.dropout.variant import SampledProduct, WeightVariant
 
 AROUND_ONE = (Gaussian, Uniform)
 SATURATING = (Alpha, FeatureAlpha)
+SYMMETRIC = (*SATURATING, LayerDrop)  # their variance is the same at p and 1 - p, their mean is not
 BOTH = (0.1, 0.5)
 UNEVEN = (0.1,)  # at p = 0.5, exchanging p and q or taking a root of p / q changes nothing
 
@@ -50,13 +62,17 @@ Fault = Callable[[type[Variant]], Iterator[Mutant]]
 
 
 def rate_up_by_a_tenth(variant: type[Variant]) -> Iterator[Mutant]:
+    if not variant.rated:
+        return
     faulty = _at_rate(variant, lambda p: 1.1 * p)
     yield Mutant("rate +10 %", faulty, laws.the_variance_is_its_closed_form, "variance is")
 
 
 def keep_and_drop_exchanged(variant: type[Variant]) -> Iterator[Mutant]:
+    if not variant.rated:
+        return
     faulty = _at_rate(variant, lambda p: 1 - p)
-    if issubclass(variant, SATURATING):  # their variance is the same at p and 1 - p, their mean is not
+    if issubclass(variant, SYMMETRIC):
         yield Mutant("p and q exchanged", faulty, laws.the_mean_is_its_closed_form, "mean is", UNEVEN)
     else:
         yield Mutant("p and q exchanged", faulty, laws.the_variance_is_its_closed_form, "variance is", UNEVEN)
@@ -67,12 +83,14 @@ def keep_and_drop_exchanged(variant: type[Variant]) -> Iterator[Mutant]:
 
 
 def never_quite_off(variant: type[Variant]) -> Iterator[Mutant]:
+    if not variant.rated:
+        return
     faulty = _at_rate(variant, lambda p: max(p, 0.05))
     yield Mutant("rate never 0", faulty, laws.a_rate_of_zero_changes_nothing, "rate zero")
 
 
 def missing_scale(variant: type[Variant]) -> Iterator[Mutant]:
-    if issubclass(variant, (*AROUND_ONE, SampledProduct)):
+    if issubclass(variant, (*AROUND_ONE, SampledProduct)) or not variant.rated:
         return
     if issubclass(variant, SATURATING):
         faulty = _derived(variant, apply=lambda self, x, noise: variant.apply(self, x, noise) / self.a)
@@ -111,6 +129,8 @@ def bias_forgotten(variant: type[Variant]) -> Iterator[Mutant]:
 
 def wrong_closed_forms(variant: type[Variant]) -> Iterator[Mutant]:
     pinned: dict[str, Any] = {}  # a sampled product draws from its closed forms: keep those that it draws from
+    if not variant.rated:
+        return
     if issubclass(variant, SampledProduct):
         pinned["moments"] = lambda self, *given: variant(p=self.p).moments(*given)
     faulty = _derived(variant, mean=lambda self, *given: variant.mean(self, *given) * self.q, **pinned)
@@ -197,7 +217,7 @@ def seed_or_site_ignored(variant: type[Variant]) -> Iterator[Mutant]:
 
 
 def growth_ignored(variant: type[Variant]) -> Iterator[Mutant]:
-    if not issubclass(variant, ActivationVariant):
+    if issubclass(variant, WeightVariant):
         return
     law = laws.growing_leaves_the_shorter_noise_unchanged
     keyed = _drawing(
@@ -210,6 +230,40 @@ def growth_ignored(variant: type[Variant]) -> Iterator[Mutant]:
     reversed_ = _with_noise(variant, lambda _, noise: noise.flip(-1))
     if variant().draw(stream(1), (2, 3)).shape[-1] > 1:
         yield Mutant("counted from the far end", reversed_, law, "growth")
+
+
+def gate_confused(variant: type[Variant]) -> Iterator[Mutant]:
+    """Keep what should be dropped, as libraries do; rescale by 1 / π; gate by a; forget β."""
+    if not issubclass(variant, Standout):
+        return
+    mean, rows = laws.the_mean_is_its_closed_form, laws.rows_share_one_network_in_scope_pass
+    inverted = _derived(variant, apply=lambda self, u, a, v: a * (v >= self.kept(u)))
+    yield Mutant("keep and drop exchanged", inverted, mean, "mean is")
+    scaled = _derived(variant, apply=lambda self, u, a, v: variant.apply(self, u, a, v) / self.kept(u))
+    yield Mutant("scaled by 1 / π", scaled, mean, "mean is")
+    yield Mutant("gated by a", _derived(variant, apply=lambda self, u, a, v: a * (v < self.kept(a))), mean, "mean is")
+    shifted = _derived(variant, kept=lambda self, u: torch.sigmoid(self.alpha * u))
+    faulty = _derived(variant, apply=lambda self, u, a, v: shifted().apply(u, a, v))
+    yield Mutant("β forgotten", faulty, mean, "mean is")
+    turned = _derived(variant, apply=lambda self, u, a, v: variant.apply(self, u, a, (v + _thirds(v, a)) % 1))
+    yield Mutant("rows at other places of v", turned, rows, "pass scope: rows: covariance")
+    spread = _derived(variant, variance=lambda self, u, a: self.kept(u) * a.square())
+    yield Mutant("variance π a²", spread, laws.the_variance_is_its_closed_form, "variance is")
+
+
+def mix_confused(variant: type[Variant]) -> Iterator[Mutant]:
+    if not issubclass(variant, ShakeShake):
+        return
+    signed = _derived(variant, draw=lambda self, numbers, shape: 2 * variant.draw(self, numbers, shape) - 1)
+    yield Mutant("α from -1", signed, laws.the_mean_is_its_closed_form, "mean is")
+    summed = _derived(variant, apply=lambda self, one, other, alpha: alpha * one + alpha * other)
+    yield Mutant("both by α", summed, laws.the_variance_is_its_closed_form, "variance is")
+    coin = _derived(variant, draw=lambda self, numbers, shape: variant.draw(self, numbers, shape).round())
+    yield Mutant("one branch alone", coin, laws.the_variance_is_its_closed_form, "variance is")
+    signs = torch.tensor([1.0, -1.0, 1.0])[:, None, None]
+    turned = _derived(variant, apply=lambda self, a, b, m: variant.apply(self, a, b, 0.5 + (m - 0.5) * signs))
+    law = laws.rows_share_one_network_in_scope_pass
+    yield Mutant("rows against each other", turned, law, "pass scope: rows: covariance")
 
 
 FAULTS: tuple[Fault, ...] = (
@@ -228,6 +282,8 @@ FAULTS: tuple[Fault, ...] = (
     passes_confused,
     seed_or_site_ignored,
     growth_ignored,
+    gate_confused,
+    mix_confused,
 )
 
 
@@ -235,6 +291,10 @@ def mutants(variant: type[Variant]) -> Iterator[Mutant]:
     """Make every mutant that fits the variant."""
     for fault in FAULTS:
         yield from fault(variant)
+
+
+def _thirds(noise: Tensor, x: Tensor) -> Tensor:
+    return torch.arange(ROWS)[:, None, None] / 3 if noise.dim() > x.dim() else torch.zeros(())
 
 
 def _derived(variant: type[Variant], **methods: Any) -> type[Variant]:

@@ -1,15 +1,28 @@
 """What the catalogue says in words is what its code does."""
 
+import re
 from collections.abc import Callable
 
 import pytest
 import torch
-from bench import BIAS, FEATURES, WEIGHT, X, closed_forms
+from bench import BIAS, FEATURES, WEIGHT, U, X, closed_forms
 from laws import SHARED_AXES
+from relaxed import relaxed_moments
 from torch import Tensor
 
-from service.dropout import BY_NAME, VARIANTS, Alpha, DropConnectSampled, FeatureAlpha, Kind, Spatial, Variant
-from service.dropout.variant import ActivationVariant, WeightVariant
+from service.dropout import (
+    BY_NAME,
+    VARIANTS,
+    Alpha,
+    Concrete,
+    DropConnectSampled,
+    FeatureAlpha,
+    Kind,
+    Spatial,
+    SpatialConcrete,
+    Variant,
+)
+from service.dropout.variant import ActivationVariant, PairedVariant, WeightVariant
 from service.errors import InvalidPlan
 
 WORDS = ("name", "equation", "sampled", "shared", "mean_form", "variance_form", "reference")
@@ -28,7 +41,20 @@ OF_ACTIVATIONS: dict[str, Form] = {
     "a q x": lambda p, x: a_squared(p) ** 0.5 * (1 - p) * x,
     "x² p / q": lambda p, x: x**2 * p / (1 - p),
     "x² b² / 3 = x² p / q": lambda p, x: x**2 * (3 * p / (1 - p)) / 3,
+    "x E z / q": lambda p, x: x * relaxed_moments(p, 0.1)[0] / (1 - p),
+    "x² Var z / q²": lambda p, x: x**2 * relaxed_moments(p, 0.1)[1] / (1 - p) ** 2,
+    "x E z_c / q": lambda p, x: x * relaxed_moments(p, 2 / 3)[0] / (1 - p),
+    "x² Var z_c / q²": lambda p, x: x**2 * relaxed_moments(p, 2 / 3)[1] / (1 - p) ** 2,
+    "q x": lambda p, x: (1 - p) * x,
+    "p q x²": lambda p, x: p * (1 - p) * x**2,
+    "x² (q + p / 3 - q²) / q²": lambda p, x: x**2 * ((1 - p) + p / 3 - (1 - p) ** 2) / (1 - p) ** 2,
     "a² p q (x + α′)²": lambda p, x: a_squared(p) * p * (1 - p) * (x + ALPHA) ** 2,
+}
+OF_PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "π a": lambda u, a: a / (1 + (-0.5 * u - 1).exp()),
+    "π (1 - π) a²": lambda u, a: a**2 / (1 + (-0.5 * u - 1).exp()) / (1 + (0.5 * u + 1).exp()),
+    "(f₁ + f₂) / 2": lambda f1, f2: 0.5 * f1 + 0.5 * f2,
+    "(f₁ - f₂)² / 12": lambda f1, f2: (f1 - f2) ** 2 / 12,
 }
 W, B = WEIGHT.double(), BIAS.double()
 OF_WEIGHTS: dict[str, Form] = {
@@ -36,6 +62,8 @@ OF_WEIGHTS: dict[str, Form] = {
     "(p / q) (W² x² + b²)": lambda p, x: (p / (1 - p)) * (x**2 @ (W**2).T + B**2),
 }
 ON_ACTIVATIONS = [variant for variant in VARIANTS if issubclass(variant, ActivationVariant)]
+ON_PAIRS = [variant for variant in VARIANTS if issubclass(variant, PairedVariant)]
+RATED = [variant for variant in VARIANTS if variant.rated]
 ON_WEIGHTS = [variant for variant in VARIANTS if issubclass(variant, WeightVariant)]
 
 
@@ -60,13 +88,24 @@ def test_names_are_unique_and_fit_an_address() -> None:
 
 
 def test_references_name_authors_and_a_year(variant: type[Variant]) -> None:
-    authors, year = variant.reference.split(" et al. ")
+    found = re.match(r"[A-Z][a-z]+(?: & [A-Z][a-z]+| et al\.)? (\d{4})\b", variant.reference)
 
-    assert authors.isalpha()
-    assert 2010 <= int(year[:4]) <= 2030
+    assert found
+    assert 2010 <= int(found[1]) <= 2030
+
+
+@pytest.mark.parametrize("variant", ON_PAIRS)
+def test_written_forms_of_two_tensors_are_what_the_code_computes(variant: type[PairedVariant]) -> None:
+    u, x = U.double(), X.double()
+    mean, variance = closed_forms(variant())
+
+    torch.testing.assert_close(mean, OF_PAIRS[variant.mean_form](u, x))
+    torch.testing.assert_close(variance, OF_PAIRS[variant.variance_form](u, x))
+    torch.testing.assert_close(variant().off(u, x), mean)
 
 
 @pytest.mark.parametrize("p", RATES)
+@pytest.mark.parametrize("variant", [each for each in VARIANTS if each not in ON_PAIRS])
 def test_written_forms_are_what_the_code_computes(variant: type[Variant], p: float) -> None:
     forms, x = (OF_ACTIVATIONS, X) if issubclass(variant, ActivationVariant) else (OF_WEIGHTS, FEATURES)
     mean, variance = closed_forms(variant(p=p))
@@ -95,12 +134,22 @@ def test_every_wording_of_sharing_has_a_law(variant: type[Variant]) -> None:
     assert variant.shared in SHARED_AXES
 
 
+@pytest.mark.parametrize("variant", RATED)
 @pytest.mark.parametrize("p", [-1e-9, 1.0, 2.0, float("nan"), float("inf")])
 def test_what_is_no_drop_probability_is_refused(variant: type[Variant], p: float) -> None:
     with pytest.raises(InvalidPlan, match=f"^{variant.name}: p = .* is not a drop probability; give 0 <= p < 1$"):
         variant(p=p)
 
 
+@pytest.mark.parametrize("variant", [each for each in VARIANTS if not each.rated])
+def test_a_variant_without_a_rate_is_active_and_takes_none(variant: type[Variant]) -> None:
+    assert variant().active
+    assert "p" not in variant().parameters()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'p'"):
+        variant(p=0.5)
+
+
+@pytest.mark.parametrize("variant", RATED)
 def test_p_is_a_parameter_with_a_default_that_drops_something(variant: type[Variant]) -> None:
     assert variant().parameters()["p"] == variant().p
     assert 0 < variant().p < 1
@@ -137,6 +186,36 @@ def test_alpha_dropout_keeps_the_moments_of_a_standard_normal_input(saturating: 
 @pytest.mark.parametrize(("p", "factor"), [(0.05, 0.907), (0.1, 0.829), (0.5, 0.443)])
 def test_alpha_dropouts_mean_is_not_its_input(p: float, factor: float) -> None:
     assert Alpha(p=p).mean(torch.ones(())).item() == pytest.approx(factor, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("variant", "p", "mean", "variance"),
+    [
+        (Concrete, 0.1, 0.99869, 0.10108), (Concrete, 0.2, 0.99805, 0.22645), (Concrete, 0.5, 1.0, 0.90080),
+        (SpatialConcrete, 0.1, 0.94968, 0.06780), (SpatialConcrete, 0.2, 0.93894, 0.13429),
+        (SpatialConcrete, 0.5, 1.0, 0.47335),
+    ],
+)  # fmt: skip
+def test_concrete_noise_has_moments_of_its_own_below_bernoullis(
+    variant: type[Concrete], p: float, mean: float, variance: float
+) -> None:
+    one = torch.ones((), dtype=torch.float64)
+
+    assert variant(p=p).mean(one).item() == pytest.approx(mean, abs=5e-6)
+    assert variant(p=p).variance(one).item() == pytest.approx(variance, abs=5e-6) != p / (1 - p)
+
+
+def test_concrete_noise_becomes_bernoullis_as_the_temperature_falls() -> None:
+    one = torch.ones((), dtype=torch.float64)
+
+    assert Concrete(0.3, 0.001).mean(one).item() == pytest.approx(1, abs=1e-4)
+    assert Concrete(0.3, 0.001).variance(one).item() == pytest.approx(0.3 / 0.7, rel=2e-3)
+
+
+@pytest.mark.parametrize("t", [0.0, -1.0, 1e-9, 1e9, float("nan")])
+def test_what_is_no_temperature_is_refused(t: float) -> None:
+    with pytest.raises(InvalidPlan, match=r"concrete: t = .* give 0.001 <= t <= 100"):
+        Concrete(0.1, t)
 
 
 def test_channel_noise_is_marked_as_such(variant: type[Variant]) -> None:

@@ -5,10 +5,10 @@ from math import log, sqrt
 import numpy as np
 import pytest
 import torch
-from bench import BIAS, FEATURES, PASSES, WEIGHT, X, outputs, stream
+from bench import BIAS, FEATURES, PASSES, WEIGHT, U, X, at_rate, outputs, stream
 from laws import SIGMAS, variance_error
 from numpy.typing import NDArray
-from transcriptions import ACTIVATIONS, WEIGHTS
+from transcriptions import ACTIVATIONS, PAIRS, WEIGHTS
 
 from service.dropout import (
     BY_NAME,
@@ -18,12 +18,13 @@ from service.dropout import (
     DropPath,
     FeatureAlpha,
     Gaussian,
+    LayerDrop,
     Spatial,
     Uniform,
     Variant,
 )
 
-TWO_VALUED = (Bernoulli, Spatial, Alpha, FeatureAlpha, DropPath)
+TWO_VALUED = (Bernoulli, Spatial, Alpha, FeatureAlpha, DropPath, LayerDrop)
 RATES = (0.1, 0.5)
 KS_LEVEL = 1e-6
 Passes = NDArray[np.float64]
@@ -34,12 +35,14 @@ def papers(name: str, p: float) -> Passes:
     rng = np.random.default_rng(11)
     if name in ACTIVATIONS:
         return ACTIVATIONS[name](rng, PASSES, p, X[0].double().numpy()).reshape(PASSES, -1)
+    if name in PAIRS:
+        return PAIRS[name](rng, PASSES, U[0].double().numpy(), X[0].double().numpy()).reshape(PASSES, -1)
     given = (each.double().numpy() for each in (FEATURES[0], WEIGHT, BIAS))
     return WEIGHTS[name](rng, PASSES, p, *given)
 
 
 def ours(name: str, p: float) -> Passes:
-    return outputs(BY_NAME[name](p=p), stream())[:, 0].flatten(1).numpy()
+    return outputs(at_rate(BY_NAME[name], p), stream())[:, 0].flatten(1).numpy()
 
 
 def largest_gap(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
@@ -55,7 +58,7 @@ def ks_limit(a: int, b: int) -> float:
 
 
 def test_every_variant_has_a_transcription() -> None:
-    assert {*ACTIVATIONS, *WEIGHTS} == set(BY_NAME)
+    assert {*ACTIVATIONS, *PAIRS, *WEIGHTS} == set(BY_NAME)
 
 
 @pytest.mark.parametrize("p", RATES)

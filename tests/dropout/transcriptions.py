@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 OfActivations = Callable[[Generator, int, float, Array], Array]
+OfPairs = Callable[[Generator, int, Array, Array], Array]
 OfWeights = Callable[[Generator, int, float, Array, Array, Array], Array]
 
 
@@ -79,6 +80,39 @@ def stochastic_depth(rng: Generator, passes: int, p: float, x: Array) -> Array:
     return y
 
 
+def concrete_dropout(rng: Generator, passes: int, p: float, x: Array, temperature: float = 0.1) -> Array:
+    """Gal, Hron & Kendall 2017, §3 and their code: drop_prob = sigm((log p - log(1 - p) + log u - log(1 - u)) / t)."""
+    unif_noise = rng.random((passes, *x.shape))
+    return _concrete(p, unif_noise, x, temperature)
+
+
+def spatial_concrete_dropout(rng: Generator, passes: int, p: float, x: Array) -> Array:
+    """Gal, Hron & Kendall 2017, their code for maps: one u for each channel, t = 2 / 3."""
+    return _concrete(p, rng.random((passes, x.shape[0], 1)), x, 2 / 3)
+
+
+def _concrete(p: float, u: Array, x: Array, temperature: float) -> Array:
+    drop_prob = np.log(p) - np.log(1.0 - p) + np.log(u) - np.log(1.0 - u)
+    drop_prob = 1 / (1 + np.exp(-drop_prob / temperature))
+    return x * (1.0 - drop_prob) / (1.0 - p)
+
+
+def layer_drop(rng: Generator, passes: int, p: float, x: Array) -> Array:
+    """Fan et al. 2020, §3.2: each layer of a batch is dropped at rate p, and nothing is rescaled."""
+    return np.stack([x if rng.random() >= p else np.zeros_like(x) for _ in range(passes)])
+
+
+def shake_drop(rng: Generator, passes: int, p: float, x: Array) -> Array:
+    """Yamada et al. 2018, eq. 5 and 6: (b + α - bα) f in training and E[b + α - bα] f = survival f = x in testing."""
+    survival = 1 - p
+    f = x / survival
+    y = np.empty((passes, *x.shape))
+    for t in range(passes):
+        b, alpha = float(rng.random() < survival), rng.uniform(-1, 1)
+        y[t] = (b + alpha - b * alpha) * f
+    return y
+
+
 def dropconnect(rng: Generator, passes: int, p: float, x: Array, weight: Array, bias: Array) -> Array:
     """Wan et al. 2013, eq. 3: u = (M ⋆ W) v, M_ij ~ Bernoulli(keep), the biases being W's last column."""
     keep = 1 - p
@@ -101,6 +135,22 @@ def dropconnect_inference(rng: Generator, passes: int, p: float, x: Array, weigh
     return u
 
 
+def standout(rng: Generator, passes: int, u: Array, a: Array, alpha: float = 0.5, beta: float = 1.0) -> Array:
+    """Ba & Frey 2013, §2-3: P(m_j = 1) = f(Σ_i π_ji a_i), f the logistic function, π = α w + β; a_j = m_j g(·)."""
+    keep = 1 / (1 + np.exp(-(alpha * u + beta)))
+    m = (rng.random((passes, *a.shape)) < keep).astype(float)
+    return m * a
+
+
+def shake_shake(rng: Generator, passes: int, f1: Array, f2: Array) -> Array:
+    """Gastaldi 2017, eq. 2: x + α F(x, W¹) + (1 - α) F(x, W²), α ~ U(0, 1)."""
+    y = np.empty((passes, *f1.shape))
+    for t in range(passes):
+        alpha = rng.uniform()
+        y[t] = alpha * f1 + (1 - alpha) * f2
+    return y
+
+
 ACTIVATIONS: dict[str, OfActivations] = {
     "bernoulli": dropout,
     "gaussian": gaussian_dropout,
@@ -109,7 +159,12 @@ ACTIVATIONS: dict[str, OfActivations] = {
     "alpha": alpha_dropout,
     "feature-alpha": feature_alpha_dropout,
     "drop-path": stochastic_depth,
+    "concrete": concrete_dropout,
+    "spatial-concrete": spatial_concrete_dropout,
+    "layer-drop": layer_drop,
+    "shake-drop": shake_drop,
 }
+PAIRS: dict[str, OfPairs] = {"standout": standout, "shake-shake": shake_shake}
 WEIGHTS: dict[str, OfWeights] = {
     "dropconnect": dropconnect,
     "dropconnect-sampled": dropconnect_inference,

@@ -9,7 +9,7 @@ from specimen import Specimen, build, naive
 from torch import Tensor
 
 from service import Predictor
-from service.dropout import VARIANTS
+from service.dropout import BY_NAME, VARIANTS
 from service.errors import BadRequest, NoActiveSite
 from service.graph.capture import Captured
 from service.graph.compiled import Compiled, Draw, draw_noises
@@ -32,10 +32,12 @@ def means(prediction: object) -> list[Tensor]:
 
 def plans(predictor: Predictor) -> Iterator[dict[str, object]]:
     """Yield the plan as trained, and every variant at both rates where it fits anything."""
-    if any(site.p for site in predictor.sites):
+    if any(site.is_trained for site in predictor.sites):
         yield {}
     fitting = {name for site in predictor.sites for name in predictor.fitting(site.name)}
-    yield from ({"variant": name, "p": p} for name in NAMES if name in fitting for p in RATES)
+    for name in NAMES:
+        if name in fitting:
+            yield from ({"variant": name, "p": p} for p in RATES) if BY_NAME[name].rated else ({"variant": name},)
 
 
 def test_with_every_site_off_it_is_the_eval_network(specimen: Specimen, predictor: Predictor) -> None:
@@ -134,7 +136,7 @@ def test_the_same_question_has_the_same_answer_and_other_seeds_another(
 
 def test_the_number_of_threads_changes_nothing(specimen: Specimen, predictor: Predictor) -> None:
     inputs, threads = specimen.inputs(3), torch.get_num_threads()
-    several = predictor.predict(inputs, passes=6) if any(site.p for site in predictor.sites) else None
+    several = predictor.predict(inputs, passes=6) if any(site.is_trained for site in predictor.sites) else None
     torch.set_num_threads(1)
     try:
         if several is not None:

@@ -5,7 +5,7 @@ from specimen import WIDTH, Specimen, features, image, mlp, sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from service.dropout import GaussianDropout, UniformDropout
+from service.dropout import ConcreteDropout, GaussianDropout, SpatialConcreteDropout, UniformDropout
 
 
 class FunctionalDropout(nn.Module):
@@ -113,6 +113,10 @@ class LayerTwice(nn.Module):
         return self.drop(self.a(self.drop(torch.relu(x))))
 
 
+def concrete_maps() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), SpatialConcreteDropout(0.3), nn.Flatten(), nn.Linear(64, 3))
+
+
 def video(rows: int) -> tuple[Tensor, ...]:
     return (torch.randn(rows, 2, 1, 6, 6),)
 
@@ -129,6 +133,8 @@ LAYERS = (
     Specimen("one dropout layer called twice", LayerTwice, features),
     Specimen("gaussian layer", lambda: mlp(GaussianDropout(0.3)), features),
     Specimen("uniform layer", lambda: mlp(UniformDropout(0.2)), features),
+    Specimen("concrete dropout layer", lambda: mlp(ConcreteDropout(0.3, 0.2)), features),
+    Specimen("spatial concrete dropout layer", concrete_maps, image),
     Specimen("alpha dropout", lambda: mlp(nn.AlphaDropout(0.2)), features),
     Specimen("feature-alpha dropout", feature_alpha, image),
     Specimen("spatial dropout, then batch norm", ConvSpatial, image),
