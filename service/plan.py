@@ -141,7 +141,8 @@ def _build(site: Site, choice: Choice) -> Variant:
 def _number(site: Site, cls: type[Variant], key: str, value: Any) -> float:
     known = cls().parameters()
     if key not in known:
-        raise InvalidPlan(f"site {site.name!r}: {cls.name} has no parameter {key!r}; it has {', '.join(known) or 'none'}")
+        own = ", ".join(known) or "none"
+        raise InvalidPlan(f"site {site.name!r}: {cls.name} has no parameter {key!r}; it has {own}")
     if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > _LARGEST:
         raise InvalidPlan(f"site {site.name!r}: {key} = {value!r} is not a number that {cls.name} can use")
     return float(value)
