@@ -64,6 +64,19 @@ def make_plan(
     return active
 
 
+def fixed_passes(plan: Plan) -> int | None:
+    """Return the only number of passes that a plan can run, where there is one.
+
+    Raises:
+        InvalidPlan: Two sites need different numbers.
+    """
+    wanted = {name: variant.fixed_passes for name, variant in plan.items() if variant.fixed_passes is not None}
+    if len(set(wanted.values())) > 1:
+        told = ", ".join(f"{name} {passes}" for name, passes in wanted.items())
+        raise InvalidPlan(f"sites need different numbers of passes: {told}; give them one number of masks")
+    return next(iter(wanted.values()), None)
+
+
 def fitting(site: Site) -> tuple[str, ...]:
     """Return the names of the variants that fit a site."""
     return tuple(name for name, variant in BY_NAME.items() if variant().fits(site.kind, site.shape))

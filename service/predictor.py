@@ -26,7 +26,7 @@ from service.graph.layout import note_layouts
 from service.graph.program import plain_outputs
 from service.graph.signature import described_inputs, described_outputs
 from service.graph.sites import Site
-from service.plan import Override, Plan, fitting, make_plan
+from service.plan import Override, Plan, fitting, fixed_passes, make_plan
 from service.prediction import Prediction, unfinite_rows
 from service.quantities import known_noise
 from service.rows import Given, read_rows
@@ -153,14 +153,15 @@ class Predictor:
             InvalidQuantity: A quantity is unknown or not this output's.
             TooLarge: Samples or quantiles would not fit into memory.
         """
-        ask = Ask(self.passes if passes is None else passes, choose_seed(seed, self.seed), scope, row_offset)
+        plan = make_plan(self.sites, variant or self.variant, p, sites)
+        ask = Ask(_passes(plan, passes, self.passes), choose_seed(seed, self.seed), scope, row_offset)
         if ask.per_row and self.couples_rows:
             raise BadRequest(
                 "scope 'row' gives rows networks of their own, but this network couples its rows; use 'pass'"
             )
         wanted = quantities_of(self.outputs, quantities)
         tensors = read_rows(self.inputs, inputs, self.device)
-        compiled = self._compile(make_plan(self.sites, variant or self.variant, p, sites))
+        compiled = self._compile(plan)
         run = Run(self._captured, compiled, self.outputs, wanted, ask, memory_bytes, self.couples_rows)
         answers = run.answers(tensors)
         noise = {output.name: "known" if known_noise(output) else "unknown" for output in self.outputs}
@@ -239,6 +240,13 @@ class Predictor:
             for output, noisy in zip(self.outputs, compiled.stochastic, strict=True)
             if not noisy
         )
+
+
+def _passes(plan: Plan, asked: int | None, default: int) -> int:
+    fixed = fixed_passes(plan)
+    if fixed is not None and asked not in (None, fixed):
+        raise BadRequest(f"passes = {asked!r}, but this plan is an ensemble of {fixed} fixed masks; ask for {fixed}")
+    return asked if asked is not None else fixed or default
 
 
 def _task(task: str) -> Task:

@@ -9,6 +9,7 @@ from service.dropout.dropconnect_sampled import DropConnectSampled
 from service.dropout.feature_alpha import FeatureAlpha
 from service.dropout.gaussian import Gaussian, GaussianDropout
 from service.dropout.layer_drop import LayerDrop, LayerDropPath
+from service.dropout.masksembles import Masksembles, Masksembles1d, Masksembles2d
 from service.dropout.noise import Stream
 from service.dropout.shake_drop import ShakeDrop, ShakeDropPath
 from service.dropout.shake_shake import ShakeShake, ShakeShakeMix
@@ -33,6 +34,7 @@ VARIANTS: tuple[type[Variant], ...] = (
     ShakeDrop,
     ShakeShake,
     Standout,
+    Masksembles,
 )
 BY_NAME: dict[str, type[Variant]] = {variant.name: variant for variant in VARIANTS}
 
@@ -53,6 +55,9 @@ __all__ = [
     "Kind",
     "LayerDrop",
     "LayerDropPath",
+    "Masksembles",
+    "Masksembles1d",
+    "Masksembles2d",
     "ShakeDrop",
     "ShakeDropPath",
     "ShakeShake",

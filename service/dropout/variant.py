@@ -73,6 +73,11 @@ class Variant(ABC):
         """Whether it changes anything."""
         return self.p > 0 or not self.rated
 
+    @property
+    def fixed_passes(self) -> int | None:
+        """The only number of passes that it can run, where there is one."""
+        return None
+
     def fits(self, kind: Kind, shape: Shape) -> bool:
         """Tell whether the variant can act at a site of this kind and per-row shape."""
         return kind in self.kinds

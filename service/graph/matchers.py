@@ -10,6 +10,7 @@
 | shake_drop(x, p, _)                             | q site(x)                                       |
 | standout(u, a, α, β, _)                         | site(u, a), where off sigm(α u + β) a           |
 | shake_shake(f₁, f₂, _)                          | site(f₁, f₂), where off their mean              |
+| masksembles(x, masks, scale, _)                 | site(x)                                         |
 | bernoulli_(empty, q) → div_(·, q) → mul(x, ·)   | site(x): timm, torchvision                      |
 | rand + q → floor_ → mul(div(x, q), ·)           | site(x): Hugging Face                           |
 | scaled_dot_product_attention(Q, K, V, …)        | site(softmax(Q Kᵀ)) V                           |
@@ -25,6 +26,7 @@ from torch import Tensor, fx
 from service.dropout import BY_NAME, Kind
 from service.errors import CaptureFailed
 from service.graph.branches import drop_layer, shake_branch
+from service.graph.masks import choose_mask
 from service.graph.nodes import float_operand, getitems, node_operand, operand, place_of
 from service.graph.paired import gate, mix_branches
 from service.graph.recurrent import RECURRENT, unroll_layers
@@ -216,6 +218,7 @@ _REWRITES: tuple[tuple[tuple[Any, ...], _Rewrite], ...] = (
     ((thinnet.shake_drop.default,), shake_branch),
     ((thinnet.standout.default,), gate),
     ((thinnet.shake_shake.default,), mix_branches),
+    ((thinnet.masksembles.default,), choose_mask),
     ((aten.bernoulli_.float, aten.bernoulli.p), _bernoulli_path),
     ((aten.rand.default,), _rand_path),
     ((aten.scaled_dot_product_attention.default,), _attention),

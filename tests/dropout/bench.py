@@ -5,9 +5,11 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from service.dropout import Stream, Variant
+from service.dropout import VARIANTS, Stream, Variant
 from service.dropout.variant import ActivationVariant, MaskedWeight, PairedVariant, SampledProduct, WeightVariant
 
+SAMPLED = tuple(variant for variant in VARIANTS if variant().fixed_passes is None)
+"""The variants that draw; `test_masksembles` has the laws of fixed masks."""
 PASSES = 60_000
 CHANNELS, POSITIONS = 3, 4
 SHAPE = (CHANNELS, POSITIONS)

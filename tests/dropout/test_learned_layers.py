@@ -10,6 +10,7 @@ from service.dropout import (
     Concrete,
     ConcreteDropout,
     LayerDropPath,
+    Masksembles1d,
     ShakeDrop,
     ShakeDropPath,
     ShakeShakeMix,
@@ -173,6 +174,7 @@ class Shaken(nn.Module):
 
 NETWORKS = {
     "concrete": lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), ConcreteDropout(), nn.Linear(64, 10)),
+    "masksembles": lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), Masksembles1d(64), nn.Linear(64, 10)),
     "standout": lambda: nn.Sequential(StandoutLinear(64, 64), nn.Linear(64, 10)),
     "layer-drop": lambda: Shaken(LayerDropPath()),
     "shake-drop": lambda: Shaken(ShakeDropPath()),
