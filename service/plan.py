@@ -74,12 +74,13 @@ def _whole_plan(sites: Sequence[Site], variant: str, p: float | None) -> dict[st
         return {}
     trained = [site for site in sites if site.variant is not None and site.p]
     if variant == TRAINED:
-        return {site.name: Choice(str(site.variant), _rate(site, p)) for site in trained}
+        return {site.name: Choice(str(site.variant), _trained(site, p, site.variant)) for site in trained}
     cls = _variant_named(variant)
     fits = [site for site in sites if cls().fits(site.kind, site.shape)]
     if not fits:
         raise InvalidPlan(f"variant {variant!r} fits none of the sites: {_sites_and_fits(sites)}")
-    return {site.name: Choice(variant, _rate(site, p)) for site in [site for site in fits if site in trained] or fits}
+    chosen = [site for site in fits if site in trained] or fits
+    return {site.name: Choice(variant, _trained(site, p, variant)) for site in chosen}
 
 
 def _override(site: Site, override: Override, planned: Choice | None, p: float | None) -> Choice | None:
@@ -103,7 +104,12 @@ def _override(site: Site, override: Override, planned: Choice | None, p: float |
         name = site.variant
     if name is None:
         raise InvalidPlan(f"site {site.name!r} was trained without a variant; name one: {', '.join(fitting(site))}")
-    return Choice(name, {**_rate(site, p), **{key: value for key, value in given.items() if key != "variant"}})
+    return Choice(name, {**_trained(site, p, name), **{key: value for key, value in given.items() if key != "variant"}})
+
+
+def _trained(site: Site, p: float | None, variant: Any) -> dict[str, Any]:
+    """Return the rate, and the other trained parameters where the variant is the trained one."""
+    return {**(dict(site.extras) if variant == site.variant else {}), **_rate(site, p)}
 
 
 def _rate(site: Site, p: float | None) -> dict[str, Any]:

@@ -5,12 +5,17 @@ from service.dropout.bernoulli import Bernoulli
 from service.dropout.drop_path import DropPath
 from service.dropout.dropconnect import DropConnect, DropConnectLinear
 from service.dropout.dropconnect_sampled import DropConnectSampled
+from service.dropout.fast import Fast
 from service.dropout.feature_alpha import FeatureAlpha
 from service.dropout.gaussian import Gaussian, GaussianDropout
 from service.dropout.noise import Stream
+from service.dropout.shakeout import Shakeout, ShakeoutLinear
 from service.dropout.spatial import Spatial
 from service.dropout.uniform import Uniform, UniformDropout
 from service.dropout.variant import Kind, Variant
+from service.dropout.variational_a import VariationalA, VariationalLinear
+from service.dropout.variational_b import VariationalB
+from service.dropout.word_dropout import WordDropout, WordDropoutEmbedding
 
 VARIANTS: tuple[type[Variant], ...] = (
     Bernoulli,
@@ -22,6 +27,11 @@ VARIANTS: tuple[type[Variant], ...] = (
     DropConnect,
     DropConnectSampled,
     DropPath,
+    Fast,
+    VariationalA,
+    VariationalB,
+    Shakeout,
+    WordDropout,
 )
 BY_NAME: dict[str, type[Variant]] = {variant.name: variant for variant in VARIANTS}
 
@@ -34,13 +44,21 @@ __all__ = [
     "DropConnectLinear",
     "DropConnectSampled",
     "DropPath",
+    "Fast",
     "FeatureAlpha",
     "Gaussian",
     "GaussianDropout",
     "Kind",
+    "Shakeout",
+    "ShakeoutLinear",
     "Spatial",
     "Stream",
     "Uniform",
     "UniformDropout",
     "Variant",
+    "VariationalA",
+    "VariationalB",
+    "VariationalLinear",
+    "WordDropout",
+    "WordDropoutEmbedding",
 ]

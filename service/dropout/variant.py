@@ -26,6 +26,8 @@ class Kind(StrEnum):
     RECURRENT = "recurrent"
     RESIDUAL = "residual"
     WEIGHT = "weight"
+    CONV = "convolution"
+    EMBEDDING = "embedding"
 
 
 ELEMENTWISE = frozenset({Kind.ACTIVATION, Kind.ATTENTION, Kind.RECURRENT, Kind.RESIDUAL})
@@ -111,7 +113,12 @@ class WeightVariant(Variant):
 
 @dataclass(frozen=True)
 class MaskedWeight(WeightVariant):
-    """A weight variant that multiplies the parameters themselves."""
+    """A weight variant that changes the parameters themselves."""
+
+    masks_bias: ClassVar[bool] = True
+    """Whether the bias has noise too, in columns of its own; otherwise `draw` is given the shape (out, in)."""
+    oriented: ClassVar[bool] = False
+    """Whether it tells inputs from outputs, so that every use of the weight must be a layer's own [out, in]."""
 
     @abstractmethod
     def apply(self, parameter: Tensor, noise: Tensor) -> Tensor:

@@ -4,7 +4,8 @@
 |-------------------------------------------------|-------------------------------------------------|
 | dropout(x, p, _) and its relatives              | site(x)                                         |
 | native_dropout(x, p, _)[0]                      | site(x)                                         |
-| dropconnect_linear(x, W, b, p, …)               | linear(x, W, b), the site being W               |
+| dropconnect_linear(x, W, b, p, …) and relatives | linear(x, W, b), the site being W               |
+| word_dropout_embedding(W, i, …)                 | embedding(W, i), the site being W               |
 | bernoulli_(empty, q) → div_(·, q) → mul(x, ·)   | site(x): timm, torchvision                      |
 | rand + q → floor_ → mul(div(x, q), ·)           | site(x): Hugging Face                           |
 | scaled_dot_product_attention(Q, K, V, …)        | site(softmax(Q Kᵀ)) V                           |
@@ -23,6 +24,7 @@ from service.graph.nodes import float_operand, getitems, node_operand, operand, 
 from service.graph.recurrent import RECURRENT, unroll_layers
 from service.graph.shapes import BATCH, Dims
 from service.graph.sites import SITE, Canon, LocatedSite
+from service.graph.trained_weights import TRAINED_WEIGHTS, place_weight
 
 aten = torch.ops.aten
 thinnet = torch.ops.thinnet
@@ -85,15 +87,6 @@ def _native_dropout(canon: Canon, node: fx.Node) -> None:
         else:
             canon.graph.erase_node(user)
     canon.graph.erase_node(node)
-
-
-def _dropconnect_linear(canon: Canon, node: fx.Node) -> None:
-    weight, p, sampled = node_operand(node, 1), float_operand(node, 3), operand(node, 4)
-    with canon.graph.inserting_before(node):
-        product = canon.graph.call_function(aten.linear.default, node.args[:3])
-    product.meta = dict(node.meta)
-    canon.trained[weight] = ("dropconnect-sampled" if sampled else "dropconnect", p)
-    canon.replace(node, product)
 
 
 def _bernoulli_path(canon: Canon, node: fx.Node) -> None:
@@ -189,7 +182,7 @@ _Rewrite = Callable[[Canon, fx.Node], None]
 _REWRITES: tuple[tuple[tuple[Any, ...], _Rewrite], ...] = (
     (tuple(_DROPOUTS), _dropout),
     ((aten.native_dropout.default,), _native_dropout),
-    ((thinnet.dropconnect_linear.default,), _dropconnect_linear),
+    (TRAINED_WEIGHTS, place_weight),
     ((aten.bernoulli_.float, aten.bernoulli.p), _bernoulli_path),
     ((aten.rand.default,), _rand_path),
     ((aten.scaled_dot_product_attention.default,), _attention),

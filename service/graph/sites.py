@@ -16,6 +16,7 @@ from service.graph.nodes import module_of, place_of, value_of
 from service.graph.program import Program
 from service.graph.shapes import BatchAxis, Dims, Symbols, find_batch, row_dims
 
+Trained = tuple[str, float, tuple[tuple[str, float], ...]]
 SITE = "site"  # node.meta key: the LocatedSite
 
 
@@ -29,6 +30,7 @@ class Site:
         shape: Its shape for one row, -1 where the length varies; (out, in + biases) for a weight.
         variant: The variant it was trained with, or None.
         p: The rate it was trained with, or None.
+        extras: The other parameters it was trained with.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Site:
     shape: tuple[int, ...]
     variant: str | None = None
     p: float | None = None
+    extras: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,13 @@ class Canon:
     Attributes:
         program: The graph, rewritten in place.
         symbols: Its shapes' symbols.
-        trained: Variant and rate that an operator gave a weight, by the parameter's node.
+        trained: Variant, rate and other parameters that an operator gave a weight, by the parameter's node.
     """
 
     program: Program
     symbols: Symbols
     names: Counter[str] = field(default_factory=Counter)
-    trained: dict[fx.Node, tuple[str, float]] = field(default_factory=dict)
+    trained: dict[fx.Node, Trained] = field(default_factory=dict)
 
     @property
     def graph(self) -> fx.Graph:

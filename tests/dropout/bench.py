@@ -5,7 +5,7 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from service.dropout import Stream, Variant
+from service.dropout import Shakeout, Stream, Variant
 from service.dropout.variant import ActivationVariant, MaskedWeight, SampledProduct, WeightVariant
 
 PASSES = 60_000
@@ -27,6 +27,8 @@ def stream(passes: int = PASSES, rows: range | None = None, *, seed: int = 0, fi
 
 def noise_shape(variant: Variant) -> tuple[int, ...]:
     """Return the per-row shape that the engine gives to `draw`."""
+    if isinstance(variant, MaskedWeight) and not variant.masks_bias:
+        return (OUT, IN)
     return (OUT, IN + 1) if isinstance(variant, WeightVariant) else SHAPE
 
 
@@ -52,7 +54,8 @@ def _(variant: ActivationVariant, noise: Tensor) -> Tensor:
 
 @act.register
 def _(variant: MaskedWeight, noise: Tensor) -> Tensor:
-    weight, bias = variant.apply(WEIGHT, noise[..., :IN]), variant.apply(BIAS, noise[..., IN])
+    weight = variant.apply(WEIGHT, noise[..., :IN])
+    bias = variant.apply(BIAS, noise[..., IN]) if variant.masks_bias else BIAS
     return (weight * FEATURES[:, None, :]).sum(-1) + bias
 
 
@@ -70,8 +73,20 @@ def closed_forms(variant: Variant) -> tuple[Tensor, Tensor]:
     return variant.mean(*given), variant.variance(*given)
 
 
-def masked_row_covariance(p: float) -> Tensor:
-    """Return Cov(u of row b, u of row c) [ROWS, ROWS, OUT] under one shared mask: (p / q)(Σ W² x x′ + b²)."""
-    weight, features = WEIGHT.double(), FEATURES.double()
-    products = torch.einsum("oi,bi,ci->bco", weight.square(), features, features)
-    return (products + BIAS.double().square()) * (p / (1 - p))
+def masked_covariance(variant: MaskedWeight) -> Tensor:
+    """Return Cov(u_o of row b, u_k of row c) [ROWS, ROWS, OUT, OUT] under one shared network.
+
+    One draw for each input: (p / q) Σ_j D_oj D_kj x_j x′_j; one for each weight: its diagonal, and b² if masked.
+    """
+    swing, features = swings(variant), FEATURES.double()
+    if variant.shared.startswith("all units"):
+        return torch.einsum("oj,kj,bj,cj->bcok", swing, swing, features, features) * (variant.p / variant.q)
+    products = torch.einsum("oj,bj,cj->bco", swing.square(), features, features)
+    bias = BIAS.double().square() if variant.masks_bias else 0
+    return torch.diag_embed(products + bias) * (variant.p / variant.q)
+
+
+def swings(variant: MaskedWeight) -> Tensor:
+    """Return how far each weight moves for noise one away from its mean."""
+    weight = WEIGHT.double()
+    return weight + variant.c * weight.sign() if isinstance(variant, Shakeout) else weight

@@ -14,11 +14,24 @@ from bench import ROWS, draw, noise_shape, stream
 from laws import GROWTHS, Law
 from torch import Tensor
 
-from service.dropout import Alpha, DropConnect, FeatureAlpha, Gaussian, Stream, Uniform, Variant
+from service.dropout import (
+    Alpha,
+    DropConnect,
+    DropConnectSampled,
+    Fast,
+    FeatureAlpha,
+    Gaussian,
+    Shakeout,
+    Stream,
+    Uniform,
+    Variant,
+    VariationalA,
+    VariationalB,
+)
 from service.dropout.noise import Shape
 from service.dropout.variant import ActivationVariant, SampledProduct
 
-AROUND_ONE = (Gaussian, Uniform)
+AROUND_ONE = (Gaussian, Uniform, VariationalB)
 SATURATING = (Alpha, FeatureAlpha)
 BOTH = (0.1, 0.5)
 UNEVEN = (0.1,)  # at p = 0.5, exchanging p and q or taking a root of p / q changes nothing
@@ -104,9 +117,25 @@ def bias_forgotten(variant: type[Variant]) -> Iterator[Mutant]:
     if issubclass(variant, DropConnect):
         faulty = _with_noise(variant, lambda _, noise: torch.cat([noise[..., :-1], noise[..., -1:] * 0 + 1], -1))
         yield Mutant("b² lost", faulty, law, "variance is")
-    if issubclass(variant, SampledProduct):
+    if issubclass(variant, DropConnectSampled):
         faulty = _derived(variant, moments=lambda self, x, w, b: (self.mean(x, w, b), self.variance(x, w, None)))
         yield Mutant("b² lost", faulty, law, "variance is")
+
+
+def bias_masked(variant: type[Variant]) -> Iterator[Mutant]:
+    """Give the bias the noise that the paper keeps from it."""
+    if issubclass(variant, (Fast, VariationalA)):
+        faulty = _derived(variant, moments=lambda self, *given: DropConnectSampled(self.p).moments(*given))
+        yield Mutant("b² gained", faulty, laws.the_variance_is_its_closed_form, "variance is")
+
+
+def reversal_forgotten(variant: type[Variant]) -> Iterator[Mutant]:
+    """Drop an input to 0 rather than to -c sign W."""
+    if issubclass(variant, Shakeout):
+        faulty = _derived(variant, apply=lambda self, weight, r: weight * r)
+        yield Mutant("plain dropout", faulty, laws.the_variance_is_its_closed_form, "variance is")
+        faulty = _derived(variant, apply=lambda self, weight, r: (weight + self.c * weight.sign()) * r)
+        yield Mutant("c sign W not taken off", faulty, laws.the_mean_is_its_closed_form, "mean is")
 
 
 def wrong_closed_forms(variant: type[Variant]) -> Iterator[Mutant]:
@@ -170,7 +199,7 @@ def rows_covary_wrongly(variant: type[Variant]) -> Iterator[Mutant]:
         signs = torch.tensor([1.0, -1.0, 1.0])[:, None]
         faulty = _derived(variant, apply=lambda self, mean, square, z: variant.apply(self, mean, square, z * signs))
         yield Mutant("rows against each other", faulty, law, says)
-    if issubclass(variant, AROUND_ONE):
+    if issubclass(variant, AROUND_ONE) and issubclass(variant, ActivationVariant):
         signs = torch.tensor([1.0, -1.0, 1.0])[:, None, None]
         faulty = _derived(variant, apply=lambda self, x, noise: variant.apply(self, x, 1 + (noise - 1) * signs))
         yield Mutant("rows against each other", faulty, law, says)
@@ -220,6 +249,8 @@ FAULTS: tuple[Fault, ...] = (
     missing_mean_of_one,
     deviation_and_variance_confused,
     bias_forgotten,
+    bias_masked,
+    reversal_forgotten,
     wrong_closed_forms,
     sharing_widened,
     sharing_narrowed,

@@ -8,8 +8,8 @@ from bench import BIAS, FEATURES, WEIGHT, X, closed_forms
 from laws import SHARED_AXES
 from torch import Tensor
 
-from service.dropout import BY_NAME, VARIANTS, Alpha, DropConnectSampled, FeatureAlpha, Kind, Spatial, Variant
-from service.dropout.variant import ActivationVariant, WeightVariant
+from service.dropout import BY_NAME, VARIANTS, Alpha, FeatureAlpha, Kind, Spatial, Variant
+from service.dropout.variant import ActivationVariant, SampledProduct, WeightVariant
 from service.errors import InvalidPlan
 
 WORDS = ("name", "equation", "sampled", "shared", "mean_form", "variance_form", "reference")
@@ -34,6 +34,8 @@ W, B = WEIGHT.double(), BIAS.double()
 OF_WEIGHTS: dict[str, Form] = {
     "W x + b": lambda p, x: x @ W.T + B,
     "(p / q) (W² x² + b²)": lambda p, x: (p / (1 - p)) * (x**2 @ (W**2).T + B**2),
+    "(p / q) W² x²": lambda p, x: (p / (1 - p)) * (x**2 @ (W**2).T),
+    "(p / q) (W + c sign W)² x²": lambda p, x: (p / (1 - p)) * (x**2 @ ((W.abs() + 0.1) ** 2).T),
 }
 ON_ACTIVATIONS = [variant for variant in VARIANTS if issubclass(variant, ActivationVariant)]
 ON_WEIGHTS = [variant for variant in VARIANTS if issubclass(variant, WeightVariant)]
@@ -120,7 +122,7 @@ def test_channels_without_positions_are_no_place_for_channel_noise(channelled: t
 
 
 def test_only_sampled_products_lose_the_covariance_of_one_network(variant: type[Variant]) -> None:
-    assert variant.joint is (variant is not DropConnectSampled)
+    assert variant.joint is not issubclass(variant, SampledProduct)
 
 
 @pytest.mark.parametrize("saturating", [Alpha, FeatureAlpha])

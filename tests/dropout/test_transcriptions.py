@@ -21,9 +21,10 @@ from service.dropout import (
     Spatial,
     Uniform,
     Variant,
+    WordDropout,
 )
 
-TWO_VALUED = (Bernoulli, Spatial, Alpha, FeatureAlpha, DropPath)
+TWO_VALUED = (Bernoulli, Spatial, Alpha, FeatureAlpha, DropPath, WordDropout)
 RATES = (0.1, 0.5)
 KS_LEVEL = 1e-6
 Passes = NDArray[np.float64]

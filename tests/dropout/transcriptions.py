@@ -101,6 +101,48 @@ def dropconnect_inference(rng: Generator, passes: int, p: float, x: Array, weigh
     return u
 
 
+def fast_dropout(rng: Generator, passes: int, p: float, x: Array, weight: Array, bias: Array) -> Array:
+    """Wang & Manning 2013, eq. 5: S → N(E S, Var S) with E S = Σ keep w x and Var S = Σ keep (1 - keep) (w x)²."""
+    keep = 1 - p
+    w = weight / keep  # stored for testing as keep w
+    mean = np.array([sum(keep * w[i, j] * x[j] for j in range(len(x))) for i in range(len(w))])
+    square = np.array([sum(keep * (1 - keep) * (w[i, j] * x[j]) ** 2 for j in range(len(x))) for i in range(len(w))])
+    return mean + bias + np.sqrt(square) * rng.standard_normal((passes, len(w)))
+
+
+def variational_dropout_a(rng: Generator, passes: int, p: float, x: Array, weight: Array, bias: Array) -> Array:
+    """Kingma et al. 2015, eq. 10: q(b | A) = N(γ, δ), γ = Σ a θ, δ = α Σ a² θ²; α = p / (1 - p) (§3)."""
+    alpha = p / (1 - p)
+    gamma, delta = weight @ x, alpha * (weight**2 @ x**2)
+    zeta = rng.standard_normal((passes, len(gamma)))
+    return gamma + np.sqrt(delta) * zeta + bias
+
+
+def variational_dropout_b(rng: Generator, passes: int, p: float, x: Array, weight: Array, bias: Array) -> Array:
+    """Kingma et al. 2015, eq. 11: B = A W, w_i = s_i θ_i, one s_i ~ N(1, α) for each input."""
+    s = rng.normal(1.0, sqrt(p / (1 - p)), (passes, len(x)))
+    return np.einsum("sj,j,ij->si", s, x, weight) + bias
+
+
+def shakeout(rng: Generator, passes: int, p: float, x: Array, weight: Array, bias: Array, c: float = 0.1) -> Array:
+    """Kang et al. 2018, eq. 1: r_j = 0 with probability τ: W ← -c s; else W ← (W + c τ s) / (1 - τ), s = sign W."""
+    s = np.sign(weight)
+    u = np.empty((passes, len(weight)))
+    for t in range(passes):
+        dropped = rng.random(len(x)) < p
+        u[t] = np.where(dropped, -c * s, (weight + c * p * s) / (1 - p)) @ x + bias
+    return u
+
+
+def word_dropout(rng: Generator, passes: int, p: float, x: Array) -> Array:
+    """Gal & Ghahramani 2016, §4.2: rows of the embedding matrix are set to zero, each word type as a whole."""
+    keep = 1 - p
+    y = np.zeros((passes, *x.shape))
+    for word in range(x.shape[0]):
+        y[:, word] = (rng.random(passes) < keep)[:, None] * x[word] / keep
+    return y
+
+
 ACTIVATIONS: dict[str, OfActivations] = {
     "bernoulli": dropout,
     "gaussian": gaussian_dropout,
@@ -109,8 +151,13 @@ ACTIVATIONS: dict[str, OfActivations] = {
     "alpha": alpha_dropout,
     "feature-alpha": feature_alpha_dropout,
     "drop-path": stochastic_depth,
+    "word-dropout": word_dropout,
 }
 WEIGHTS: dict[str, OfWeights] = {
     "dropconnect": dropconnect,
     "dropconnect-sampled": dropconnect_inference,
+    "fast": fast_dropout,
+    "variational-a": variational_dropout_a,
+    "variational-b": variational_dropout_b,
+    "shakeout": shakeout,
 }
