@@ -4,6 +4,7 @@ from service.dropout.alpha import Alpha
 from service.dropout.bernoulli import Bernoulli
 from service.dropout.drop_path import DropPath
 from service.dropout.dropconnect import DropConnect, DropConnectLinear
+from service.dropout.dropconnect_conv import DropConnectConv2d
 from service.dropout.dropconnect_sampled import DropConnectSampled
 from service.dropout.fast import Fast
 from service.dropout.feature_alpha import FeatureAlpha
@@ -11,6 +12,8 @@ from service.dropout.gaussian import Gaussian, GaussianDropout
 from service.dropout.noise import Stream
 from service.dropout.shakeout import Shakeout, ShakeoutLinear
 from service.dropout.spatial import Spatial
+from service.dropout.targeted_units import TargetedUnits
+from service.dropout.targeted_weights import TargetedLinear, TargetedWeights
 from service.dropout.uniform import Uniform, UniformDropout
 from service.dropout.variant import Kind, Variant
 from service.dropout.variational_a import VariationalA, VariationalLinear
@@ -31,6 +34,8 @@ VARIANTS: tuple[type[Variant], ...] = (
     VariationalA,
     VariationalB,
     Shakeout,
+    TargetedWeights,
+    TargetedUnits,
     WordDropout,
 )
 BY_NAME: dict[str, type[Variant]] = {variant.name: variant for variant in VARIANTS}
@@ -41,6 +46,7 @@ __all__ = [
     "Alpha",
     "Bernoulli",
     "DropConnect",
+    "DropConnectConv2d",
     "DropConnectLinear",
     "DropConnectSampled",
     "DropPath",
@@ -53,6 +59,9 @@ __all__ = [
     "ShakeoutLinear",
     "Spatial",
     "Stream",
+    "TargetedLinear",
+    "TargetedUnits",
+    "TargetedWeights",
     "Uniform",
     "UniformDropout",
     "Variant",

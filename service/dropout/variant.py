@@ -119,6 +119,8 @@ class MaskedWeight(WeightVariant):
     """Whether the bias has noise too, in columns of its own; otherwise `draw` is given the shape (out, in)."""
     oriented: ClassVar[bool] = False
     """Whether it tells inputs from outputs, so that every use of the weight must be a layer's own [out, in]."""
+    before_pruning: ClassVar[bool] = False
+    """Whether it takes the weight as it was before a layer that prunes in eval mode has pruned it."""
 
     @abstractmethod
     def apply(self, parameter: Tensor, noise: Tensor) -> Tensor:

@@ -5,6 +5,7 @@
 | dropout(x, p, _) and its relatives              | site(x)                                         |
 | native_dropout(x, p, _)[0]                      | site(x)                                         |
 | dropconnect_linear(x, W, b, p, …) and relatives | linear(x, W, b), the site being W               |
+| targeted_linear(x, W, b, p, γ, …)               | linear(x, pruned(W), b), the site being W       |
 | word_dropout_embedding(W, i, …)                 | embedding(W, i), the site being W               |
 | bernoulli_(empty, q) → div_(·, q) → mul(x, ·)   | site(x): timm, torchvision                      |
 | rand + q → floor_ → mul(div(x, q), ·)           | site(x): Hugging Face                           |

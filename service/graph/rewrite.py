@@ -21,7 +21,7 @@ from service.graph.nodes import node_operand, value_of
 from service.graph.program import STATE_NAME
 from service.graph.shapes import BatchAxis, Dims, row_dims
 from service.graph.sites import SITE, activation_site
-from service.graph.weights import WeightSite
+from service.graph.weights import WeightSite, readers
 
 ROWS = "rows"
 
@@ -180,6 +180,7 @@ class _Writer:
         self.products: dict[fx.Node, tuple[SampledProduct, fx.Node]] = {}  # linear → its variant and noise
         self.lookups: dict[fx.Node, tuple[LookUp, fx.Node]] = {}  # embedding → its variant and noise
         self.masks: dict[tuple[fx.Node, fx.Node], tuple[MaskColumns, fx.Node]] = {}  # (parameter, use) → its mask
+        self.unpruned: dict[fx.Node, fx.Node] = {}  # what a mask acts on instead of a pruned weight
         self.masked: dict[tuple[fx.Node, MaskColumns], fx.Node] = {}
 
     def declare(self, captured: Captured, plan: Mapping[str, Variant], weights: list[WeightSite]) -> None:
@@ -217,8 +218,10 @@ class _Writer:
         assert isinstance(variant, MaskedWeight)
         whole = MaskColumns(variant, slice(0, columns_in))
         own = {name: MaskColumns(variant, column) for name, column in site.columns.items() if variant.masks_bias}
-        for user in site.parameter.users:
-            self.masks[site.parameter, user] = (whole, noise)
+        for source, user in readers(site.parameter):
+            self.masks[source, user] = (whole, noise)
+            if variant.before_pruning:
+                self.unpruned[source] = site.parameter
         for use in site.uses:
             if use.bias is not None and (mask := own.get(use.bias.meta.get(STATE_NAME, ""))):
                 self.masks[use.bias, use.node] = (mask, noise)
@@ -265,5 +268,5 @@ class _Writer:
             return self.copies[old]
         mask, noise = self.masks[old, user]
         if (old, mask) not in self.masked:
-            self.masked[old, mask] = self.graph.call_function(mask, (self.copies[old], noise))
+            self.masked[old, mask] = self.graph.call_function(mask, (self.copies[self.unpruned.get(old, old)], noise))
         return self.masked[old, mask]

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from service.dropout import BY_NAME, Kind
+from service.dropout.targeted_weights import pruned
 from service.graph.nodes import node_operand, operand, value_of
 from service.graph.program import STATE_NAME
 from service.graph.shapes import BatchAxis, find_batch
@@ -73,7 +74,7 @@ def _weight_of(node: fx.Node) -> fx.Node | None:
         is_own = isinstance(weight, fx.Node) and _is_parameter(weight) and not _is_transposed(node)
         return weight if is_own else None
     if node.target is LINEAR:
-        factors = [operand(node, 1)]
+        factors = [_unpruned(operand(node, 1))]
     elif node.target in _PRODUCTS:
         factors = [_untransposed(each) for each in node.all_input_nodes]
     else:
@@ -83,6 +84,16 @@ def _weight_of(node: fx.Node) -> fx.Node | None:
 
 def _untransposed(node: fx.Node) -> fx.Node:
     return node_operand(node) if node.target in _TRANSPOSES else node
+
+
+def _unpruned(factor: object) -> object:
+    return node_operand(factor) if isinstance(factor, fx.Node) and factor.target is pruned else factor
+
+
+def readers(parameter: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
+    """Return every use of a parameter, with what it takes: the parameter, or what is left of it pruned."""
+    direct = [(parameter, user) for user in parameter.users if user.target is not pruned]
+    return direct + [(cut, user) for cut in parameter.users if cut.target is pruned for user in cut.users]
 
 
 def _is_transposed(convolution: fx.Node) -> bool:
@@ -110,7 +121,7 @@ def _weight_site(canon: Canon, parameter: fx.Node, uses: tuple[Use, ...]) -> Wei
     kind = Kind.CONV if uses[0].node.target in _CONVOLUTIONS else Kind.WEIGHT
     variant, p, extras = how_trained(canon, parameter, kind)
     site = Site(parameter.meta[STATE_NAME], kind, (out, columns_in + len(columns)), variant, p, extras)
-    oriented = all(user.target is LINEAR or user.target in _CONVOLUTIONS for user in parameter.users)
+    oriented = all(user.target is LINEAR or user.target in _CONVOLUTIONS for _, user in readers(parameter))
     return WeightSite(site, parameter, uses, columns, _serves_rows_and_features(canon, parameter, uses), oriented)
 
 

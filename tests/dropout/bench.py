@@ -1,11 +1,14 @@
 """A variant at work on a fixed input; what the laws, the transcriptions and the mutants look at."""
 
+from dataclasses import replace
 from functools import singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from service.dropout import Shakeout, Stream, Variant
+from service.dropout import Shakeout, Stream, TargetedUnits, TargetedWeights, Variant
+from service.dropout.targeted_weights import targeted_weights
 from service.dropout.variant import ActivationVariant, MaskedWeight, SampledProduct, WeightVariant
 
 PASSES = 60_000
@@ -54,7 +57,8 @@ def _(variant: ActivationVariant, noise: Tensor) -> Tensor:
 
 @act.register
 def _(variant: MaskedWeight, noise: Tensor) -> Tensor:
-    weight = variant.apply(WEIGHT, noise[..., :IN])
+    noise = noise.expand(*noise.shape[:-1], IN) if isinstance(variant, TargetedUnits) else noise
+    weight = all_targets(variant).apply(WEIGHT, noise[..., :IN])
     bias = variant.apply(BIAS, noise[..., IN]) if variant.masks_bias else BIAS
     return (weight * FEATURES[:, None, :]).sum(-1) + bias
 
@@ -70,7 +74,13 @@ def closed_forms(variant: Variant) -> tuple[Tensor, Tensor]:
         return variant.mean(X.double()), variant.variance(X.double())
     assert isinstance(variant, WeightVariant)
     given = FEATURES.double(), WEIGHT.double(), BIAS.double()
+    variant = all_targets(variant)
     return variant.mean(*given), variant.variance(*given)
+
+
+def all_targets(variant: Any) -> Any:
+    """Let targeted dropout of units take aim at all of the bench's few, so that every one varies."""
+    return replace(variant, gamma=1.0) if isinstance(variant, TargetedUnits) else variant
 
 
 def masked_covariance(variant: MaskedWeight) -> Tensor:
@@ -81,6 +91,11 @@ def masked_covariance(variant: MaskedWeight) -> Tensor:
     swing, features = swings(variant), FEATURES.double()
     if variant.shared.startswith("all units"):
         return torch.einsum("oj,kj,bj,cj->bcok", swing, swing, features, features) * (variant.p / variant.q)
+    if isinstance(variant, TargetedUnits):
+        products = features @ swing.T
+        return torch.diag_embed(products[:, None] * products[None, :]) * (variant.p * variant.q)
+    if isinstance(variant, TargetedWeights):
+        swing = swing * variant.q * targeted_weights(swing, variant.gamma)
     products = torch.einsum("oj,bj,cj->bco", swing.square(), features, features)
     bias = BIAS.double().square() if variant.masks_bias else 0
     return torch.diag_embed(products + bias) * (variant.p / variant.q)

@@ -27,6 +27,7 @@ SHARED_AXES: dict[str, frozenset[str]] = {
     "all uses of the parameter; all rows in scope pass": frozenset(),
     "all rows in scope pass": frozenset(),
     "all units; all uses of the parameter; all rows in scope pass": frozenset(),
+    "all weights of a unit; all uses of the parameter; all rows in scope pass": frozenset(),
     "all features and occurrences of a word": frozenset({"position"}),
 }
 """What each wording of `Variant.shared` means inside a row: the axes along which one draw serves all."""

@@ -23,6 +23,8 @@ from service.dropout import (
     Gaussian,
     Shakeout,
     Stream,
+    TargetedUnits,
+    TargetedWeights,
     Uniform,
     Variant,
     VariationalA,
@@ -32,6 +34,7 @@ from service.dropout.noise import Shape
 from service.dropout.variant import ActivationVariant, SampledProduct
 
 AROUND_ONE = (Gaussian, Uniform, VariationalB)
+UNSCALED = (TargetedWeights, TargetedUnits)
 SATURATING = (Alpha, FeatureAlpha)
 BOTH = (0.1, 0.5)
 UNEVEN = (0.1,)  # at p = 0.5, exchanging p and q or taking a root of p / q changes nothing
@@ -64,12 +67,15 @@ Fault = Callable[[type[Variant]], Iterator[Mutant]]
 
 def rate_up_by_a_tenth(variant: type[Variant]) -> Iterator[Mutant]:
     faulty = _at_rate(variant, lambda p: 1.1 * p)
+    if issubclass(variant, UNSCALED):  # p q hardly moves around a half, the mean does
+        yield Mutant("rate +10 %", faulty, laws.the_mean_is_its_closed_form, "mean is")
+        return
     yield Mutant("rate +10 %", faulty, laws.the_variance_is_its_closed_form, "variance is")
 
 
 def keep_and_drop_exchanged(variant: type[Variant]) -> Iterator[Mutant]:
     faulty = _at_rate(variant, lambda p: 1 - p)
-    if issubclass(variant, SATURATING):  # their variance is the same at p and 1 - p, their mean is not
+    if issubclass(variant, (*SATURATING, *UNSCALED)):  # their variance is the same at p and 1 - p, their mean is not
         yield Mutant("p and q exchanged", faulty, laws.the_mean_is_its_closed_form, "mean is", UNEVEN)
     else:
         yield Mutant("p and q exchanged", faulty, laws.the_variance_is_its_closed_form, "variance is", UNEVEN)
@@ -158,7 +164,7 @@ def sharing_widened(variant: type[Variant]) -> Iterator[Mutant]:
         if size[axis] == 1:
             continue
         faulty = _with_noise(variant, lambda _, noise, axis=axis: noise.narrow(axis, 0, 1).expand_as(noise))
-        if issubclass(variant, DropConnect) and axis == 3:  # one draw for all weights of a unit
+        if issubclass(variant, (DropConnect, TargetedWeights)) and axis == 3:  # one draw for all weights of a unit
             yield Mutant("shared by a unit's weights", faulty, laws.the_variance_is_its_closed_form, "variance is")
             continue
         yield Mutant(f"shared along axis {axis}", faulty, laws.noise_is_shared_as_declared, "sharing: correlation")
@@ -174,6 +180,9 @@ def sharing_narrowed(variant: type[Variant]) -> Iterator[Mutant]:
         if drawn == wanted:
             continue
         faulty = _drawing(variant, _apart(variant, axis))
+        if issubclass(variant, TargetedUnits):  # weights of a unit drawn apart leave units uncorrelated
+            yield Mutant("apart within a unit", faulty, laws.the_variance_is_its_closed_form, "variance is")
+            continue
         yield Mutant(f"apart along axis {axis + 2}", faulty, sharing, "sharing: correlation")
         yield Mutant(f"apart along axis {axis + 2}", faulty, linear, "linear: covariance")
 

@@ -31,10 +31,16 @@ OF_ACTIVATIONS: dict[str, Form] = {
     "a² p q (x + α′)²": lambda p, x: a_squared(p) * p * (1 - p) * (x + ALPHA) ** 2,
 }
 W, B = WEIGHT.double(), BIAS.double()
+TARGETS = torch.zeros_like(W).scatter(1, torch.tensor([[2, 4], [0, 4], [1, 3]]), 1.0)
+"""The bench's two smallest weights of each unit; all of its units are targets."""
 OF_WEIGHTS: dict[str, Form] = {
     "W x + b": lambda p, x: x @ W.T + B,
     "(p / q) (W² x² + b²)": lambda p, x: (p / (1 - p)) * (x**2 @ (W**2).T + B**2),
     "(p / q) W² x²": lambda p, x: (p / (1 - p)) * (x**2 @ (W**2).T),
+    "(W ∘ (1 - p t)) x + b": lambda p, x: x @ (W * (1 - p * TARGETS)).T + B,
+    "p q (t ∘ W²) x²": lambda p, x: p * (1 - p) * (x**2 @ (W**2 * TARGETS).T),
+    "(1 - p t) ∘ W x + b": lambda p, x: (1 - p) * (x @ W.T) + B,
+    "p q t ∘ (W x)²": lambda p, x: p * (1 - p) * (x @ W.T) ** 2,
     "(p / q) (W + c sign W)² x²": lambda p, x: (p / (1 - p)) * (x**2 @ ((W.abs() + 0.1) ** 2).T),
 }
 ON_ACTIVATIONS = [variant for variant in VARIANTS if issubclass(variant, ActivationVariant)]

@@ -8,13 +8,14 @@ from laws import SIGMAS, correlation
 from test_layers import ROWS, X, assert_independent, assert_moments, rows_in_training
 from torch import Tensor, nn
 
-from service.dropout import ShakeoutLinear, VariationalLinear, WordDropoutEmbedding
+from service.dropout import DropConnectConv2d, ShakeoutLinear, TargetedLinear, VariationalLinear, WordDropoutEmbedding
 from service.errors import InvalidPlan
 
 RATES = (0.1, 0.5)
 NODES = {
     VariationalLinear: "variational_linear",
     ShakeoutLinear: "shakeout_linear",
+    TargetedLinear: "targeted_linear",
     WordDropoutEmbedding: "word_dropout_embedding",
 }
 
@@ -120,3 +121,61 @@ def test_what_a_layer_cannot_be_trained_with_is_refused() -> None:
     for layer in NODES:
         with pytest.raises(InvalidPlan, match="is not a drop probability; give 0 <= p < 1"):
             layer(5, 3, p=1.0)
+
+
+@pytest.mark.parametrize("p", RATES)
+@pytest.mark.parametrize("units", [False, True])
+def test_targets_alone_are_dropped_in_training_and_all_of_them_in_eval_mode(units: bool, p: float) -> None:
+    layer = TargetedLinear(4, 6, bias=False, p=p, gamma=0.5, units=units).train()
+    with torch.no_grad():
+        sampled = torch.stack([layer(torch.eye(4)).T for _ in range(1000)])
+        pruned = layer.eval()(torch.eye(4)).T
+    targets = pruned == 0
+    dropped = (sampled == 0).double().mean(0)
+    groups = targets.all(1) if units else targets
+
+    assert targets.sum() == 12
+    assert not units or groups.sum() == 3
+    assert layer.weight[targets].abs().mean() < layer.weight[~targets].abs().mean()
+    torch.testing.assert_close(pruned, layer.weight.detach() * ~targets)
+    assert (dropped[~targets] == 0).all()
+    assert (dropped[targets] - p).abs().max() <= SIGMAS * (p * (1 - p) / 1000) ** 0.5
+    kept = layer.weight.detach().expand_as(sampled)
+    torch.testing.assert_close(sampled, torch.where(sampled == 0, 0.0, kept))
+    same = (sampled[:, groups] == 0).all(-1) == (sampled[:, groups] == 0).any(-1) if units else torch.ones(1)
+    assert bool(same.all())
+
+
+@pytest.mark.parametrize("gamma", [0.0, -0.1, 1.1, float("nan")])
+def test_what_is_no_fraction_to_target_is_refused(gamma: float) -> None:
+    with pytest.raises(InvalidPlan, match="is no fraction to target; give 0 < gamma <= 1"):
+        TargetedLinear(5, 3, gamma=gamma)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("p", RATES)
+def test_a_convolution_masks_its_weights_and_biases_for_each_example(p: float, groups: int) -> None:
+    """On one window a convolution is a linear layer."""
+    layer = DropConnectConv2d(2, 4, 2, groups=groups, p=p).train()
+    x = torch.randn(1, 2, 2, 2)
+    with torch.no_grad():
+        y = layer(x.expand(ROWS, -1, -1, -1)).flatten(1).double()
+        mean = layer.eval()(x).flatten().double()
+        squares = nn.functional.conv2d(x.square(), layer.weight.square(), layer.bias.square(), groups=groups)
+
+    assert_moments(y, mean, squares.flatten().double() * p / (1 - p))
+    assert_independent(y)
+
+
+def test_a_convolution_in_eval_mode_or_at_rate_zero_is_the_plain_one() -> None:
+    options = {"stride": 2, "padding": (1, 2), "dilation": 2, "groups": 2}
+    layer, off = DropConnectConv2d(2, 4, 3, **options, p=0.4), DropConnectConv2d(2, 4, 3, **options, p=0.0)
+    plain = nn.Conv2d(2, 4, 3, **options)
+    for each in (layer, off):
+        each.load_state_dict(plain.state_dict())
+    x = torch.randn(3, 2, 9, 8)
+
+    assert torch.equal(layer.eval()(x), plain(x))
+    torch.testing.assert_close(off.train()(x), plain(x))
+    with pytest.raises(InvalidPlan, match="padding = 'same' is a word; give it as numbers"):
+        DropConnectConv2d(1, 1, 3, padding="same")  # type: ignore[arg-type]

@@ -134,6 +134,29 @@ def shakeout(rng: Generator, passes: int, p: float, x: Array, weight: Array, bia
     return u
 
 
+def targeted_weight_dropout(
+    rng: Generator, passes: int, p: float, x: Array, weight: Array, bias: Array, gamma: float = 0.5
+) -> Array:
+    """Gomez et al. 2019, §3: the γ |column| smallest weights of a unit are dropped with probability α, none scaled."""
+    u = np.empty((passes, len(weight)))
+    for unit, w in enumerate(weight):
+        targets = set(sorted(range(len(w)), key=lambda j: abs(w[j]))[: int(gamma * len(w))])
+        kept = np.array([(rng.random(passes) >= p) if j in targets else np.ones(passes, bool) for j in range(len(w))])
+        u[:, unit] = (w * x) @ kept + bias[unit]
+    return u
+
+
+def targeted_unit_dropout(
+    rng: Generator, passes: int, p: float, x: Array, weight: Array, bias: Array, gamma: float = 1.0
+) -> Array:
+    """Gomez et al. 2019, §3: the γ units of smallest norm are dropped with probability α; here, all are targets."""
+    targets = sorted(range(len(weight)), key=lambda unit: np.linalg.norm(weight[unit]))[: int(gamma * len(weight))]
+    u = np.tile(weight @ x, (passes, 1))
+    for unit in targets:
+        u[:, unit] *= rng.random(passes) >= p
+    return u + bias
+
+
 def word_dropout(rng: Generator, passes: int, p: float, x: Array) -> Array:
     """Gal & Ghahramani 2016, §4.2: rows of the embedding matrix are set to zero, each word type as a whole."""
     keep = 1 - p
@@ -160,4 +183,6 @@ WEIGHTS: dict[str, OfWeights] = {
     "variational-a": variational_dropout_a,
     "variational-b": variational_dropout_b,
     "shakeout": shakeout,
+    "targeted-weights": targeted_weight_dropout,
+    "targeted-units": targeted_unit_dropout,
 }

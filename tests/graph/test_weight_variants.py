@@ -12,6 +12,7 @@ from service.dropout import (
     BY_NAME,
     DropConnectLinear,
     ShakeoutLinear,
+    TargetedLinear,
     VariationalLinear,
     WordDropoutEmbedding,
 )
@@ -192,6 +193,8 @@ TRAINED = {
     "variational-a": VariationalLinear(WIDTH, 4, p=0.3),
     "variational-b": VariationalLinear(WIDTH, 4, p=0.3, per_input=True),
     "shakeout": ShakeoutLinear(WIDTH, 4, p=0.3, c=0.7),
+    "targeted-weights": TargetedLinear(WIDTH, 4, p=0.3, gamma=0.7),
+    "targeted-units": TargetedLinear(WIDTH, 4, p=0.3, gamma=0.7, units=True),
     "word-dropout": WordDropoutEmbedding(7, WIDTH, p=0.3),
 }
 
@@ -201,7 +204,7 @@ def test_a_layers_own_variant_stands_at_its_site_with_what_it_was_trained_with(n
     inputs = tokens(2) if name == "word-dropout" else features(2)
     predictor = Predictor.capture(TRAINED[name].eval(), inputs)
     (site,) = predictor.sites
-    extras = {"c": 0.7} if name == "shakeout" else {}
+    extras = {"c": 0.7} if name == "shakeout" else {"gamma": 0.7} if name.startswith("targeted") else {}
 
     assert (site.name, site.variant, site.p, dict(site.extras)) == ("weight", name, 0.3, extras)
     assert make_plan(predictor.sites) == {"weight": BY_NAME[name](p=0.3, **extras)}
@@ -215,3 +218,56 @@ def test_a_weight_that_two_layers_train_otherwise_is_refused() -> None:
 
     with pytest.raises(CaptureFailed, match="its weight is trained otherwise elsewhere; give both the same dropout"):
         Predictor.capture(nn.Sequential(first, second).eval(), features(2))
+
+
+def smallest(weight: Tensor, gamma: float, units: bool) -> Tensor:
+    """Mark the targets one by one: of each unit's weights, or of the units by norm."""
+    marks = torch.zeros_like(weight, dtype=torch.bool)
+    if units:
+        marks[weight.norm(dim=1).sort().indices[: int(gamma * len(weight))]] = True
+        return marks
+    for unit, row in enumerate(weight):
+        marks[unit, row.abs().sort().indices[: int(gamma * len(row))]] = True
+    return marks
+
+
+@pytest.mark.parametrize("units", [False, True])
+@pytest.mark.parametrize("layer", [nn.Linear, TargetedLinear])
+def test_targets_are_dropped_from_the_weight_as_it_was_trained(layer: type[nn.Linear], units: bool) -> None:
+    network, inputs = layer(WIDTH, 4).eval(), features(3)
+    if isinstance(network, TargetedLinear):
+        network.units = units
+    predictor, variant = Predictor.capture(network, inputs), "targeted-units" if units else "targeted-weights"
+    marks = smallest(network.weight, 0.5, units)
+    by_hand = [
+        F.linear(inputs[0], torch.where(marks & (keep == 0), 0.0, network.weight), network.bias)
+        for keep in noises(predictor, inputs, variant)[0]
+    ]
+
+    torch.testing.assert_close(samples(predictor, inputs, variant), torch.stack(by_hand))
+
+
+@pytest.mark.parametrize("units", [False, True])
+def test_another_variant_acts_on_what_is_left_when_targets_are_pruned(units: bool) -> None:
+    network, inputs = TargetedLinear(WIDTH, 4, units=units).eval(), features(3)
+    predictor = Predictor.capture(network, inputs)
+    left = torch.where(smallest(network.weight, 0.5, units), 0.0, network.weight)
+    by_hand = [
+        F.linear(inputs[0], left * mask[:, :WIDTH], network.bias * mask[:, WIDTH])
+        for mask in noises(predictor, inputs, "dropconnect")[0]
+    ]
+
+    torch.testing.assert_close(network(inputs[0]), F.linear(inputs[0], left, network.bias))
+    torch.testing.assert_close(samples(predictor, inputs, "dropconnect"), torch.stack(by_hand))
+
+
+def test_targeted_dropout_of_a_convolution_takes_each_filter_as_a_unit() -> None:
+    network, inputs = nn.Conv2d(1, 4, 3).eval(), image(3)
+    predictor = Predictor.capture(network, inputs)
+    marks = smallest(network.weight.flatten(1), 0.5, units=False)
+    by_hand = []
+    for keep in noises(predictor, inputs, "targeted-weights")[0]:
+        weight = torch.where(marks & (keep == 0), 0.0, network.weight.flatten(1)).view_as(network.weight)
+        by_hand.append(F.conv2d(inputs[0], weight, network.bias))
+
+    torch.testing.assert_close(samples(predictor, inputs, "targeted-weights"), torch.stack(by_hand))

@@ -4,7 +4,14 @@ import torch
 from specimen import WIDTH, Specimen, features, image, tokens
 from torch import Tensor, nn
 
-from service.dropout import DropConnectLinear, ShakeoutLinear, VariationalLinear, WordDropoutEmbedding
+from service.dropout import (
+    DropConnectConv2d,
+    DropConnectLinear,
+    ShakeoutLinear,
+    TargetedLinear,
+    VariationalLinear,
+    WordDropoutEmbedding,
+)
 
 
 class TiedWeights(nn.Module):
@@ -70,6 +77,20 @@ def shakeout() -> nn.Module:
     return nn.Sequential(ShakeoutLinear(WIDTH, 8, p=0.3, c=0.2), nn.ReLU(), nn.Linear(8, 3))
 
 
+def masked_convolution() -> nn.Module:
+    return nn.Sequential(
+        DropConnectConv2d(1, 4, 3, stride=2, padding=1, p=0.3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)
+    )
+
+
+def targeted_weights() -> nn.Module:
+    return nn.Sequential(TargetedLinear(WIDTH, 8, p=0.3), nn.ReLU(), nn.Linear(8, 3))
+
+
+def targeted_units() -> nn.Module:
+    return nn.Sequential(TargetedLinear(WIDTH, 8, p=0.3, units=True), nn.ReLU(), nn.Linear(8, 3))
+
+
 class DroppedWords(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -84,6 +105,9 @@ WEIGHTS = (
     Specimen("variational layer, type A", variational_a, features),
     Specimen("variational layer, type B", variational_b, features),
     Specimen("shakeout layer", shakeout, features),
+    Specimen("masked convolution", masked_convolution, image),
+    Specimen("targeted weights", targeted_weights, features),
+    Specimen("targeted units", targeted_units, features),
     Specimen("dropped words", DroppedWords, tokens),
     Specimen("tied weights", TiedWeights, tokens),
     Specimen("linear twice", LinearTwice, features),
