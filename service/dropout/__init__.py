@@ -5,7 +5,9 @@ from service.dropout.bernoulli import Bernoulli
 from service.dropout.concrete import Concrete, ConcreteDropout, SpatialConcrete, SpatialConcreteDropout
 from service.dropout.drop_path import DropPath
 from service.dropout.dropconnect import DropConnect, DropConnectLinear
+from service.dropout.dropconnect_conv import DropConnectConv2d
 from service.dropout.dropconnect_sampled import DropConnectSampled
+from service.dropout.fast import Fast
 from service.dropout.feature_alpha import FeatureAlpha
 from service.dropout.gaussian import Gaussian, GaussianDropout
 from service.dropout.layer_drop import LayerDrop, LayerDropPath
@@ -13,10 +15,16 @@ from service.dropout.masksembles import Masksembles, Masksembles1d, Masksembles2
 from service.dropout.noise import Stream
 from service.dropout.shake_drop import ShakeDrop, ShakeDropPath
 from service.dropout.shake_shake import ShakeShake, ShakeShakeMix
+from service.dropout.shakeout import Shakeout, ShakeoutLinear
 from service.dropout.spatial import Spatial
 from service.dropout.standout import Standout, StandoutGate, StandoutLinear
+from service.dropout.targeted_units import TargetedUnits
+from service.dropout.targeted_weights import TargetedLinear, TargetedWeights
 from service.dropout.uniform import Uniform, UniformDropout
 from service.dropout.variant import Kind, Variant
+from service.dropout.variational_a import VariationalA, VariationalLinear
+from service.dropout.variational_b import VariationalB
+from service.dropout.word_dropout import WordDropout, WordDropoutEmbedding
 
 VARIANTS: tuple[type[Variant], ...] = (
     Bernoulli,
@@ -35,6 +43,13 @@ VARIANTS: tuple[type[Variant], ...] = (
     ShakeShake,
     Standout,
     Masksembles,
+    Fast,
+    VariationalA,
+    VariationalB,
+    Shakeout,
+    TargetedWeights,
+    TargetedUnits,
+    WordDropout,
 )
 BY_NAME: dict[str, type[Variant]] = {variant.name: variant for variant in VARIANTS}
 
@@ -46,9 +61,11 @@ __all__ = [
     "Concrete",
     "ConcreteDropout",
     "DropConnect",
+    "DropConnectConv2d",
     "DropConnectLinear",
     "DropConnectSampled",
     "DropPath",
+    "Fast",
     "FeatureAlpha",
     "Gaussian",
     "GaussianDropout",
@@ -62,6 +79,8 @@ __all__ = [
     "ShakeDropPath",
     "ShakeShake",
     "ShakeShakeMix",
+    "Shakeout",
+    "ShakeoutLinear",
     "Spatial",
     "SpatialConcrete",
     "SpatialConcreteDropout",
@@ -69,7 +88,15 @@ __all__ = [
     "StandoutGate",
     "StandoutLinear",
     "Stream",
+    "TargetedLinear",
+    "TargetedUnits",
+    "TargetedWeights",
     "Uniform",
     "UniformDropout",
     "Variant",
+    "VariationalA",
+    "VariationalB",
+    "VariationalLinear",
+    "WordDropout",
+    "WordDropoutEmbedding",
 ]

@@ -25,7 +25,7 @@ class DropConnect(MaskedWeight):
     mean_form = "W x + b"
     variance_form = "(p / q) (W² x² + b²)"
     reference = "Wan et al. 2013, ICML"
-    kinds = frozenset({Kind.WEIGHT})
+    kinds = frozenset({Kind.WEIGHT, Kind.CONV})  # convolutions: MC-DropConnect (Mobiny et al. 2019)
 
     def draw(self, stream: Stream, shape: Shape) -> Tensor:
         """Draw M / q [S, R, out, in + biases]."""

@@ -28,6 +28,8 @@ class Kind(StrEnum):
     WEIGHT = "weight"
     GATED = "gated"
     BRANCHES = "branches"
+    CONV = "convolution"
+    EMBEDDING = "embedding"
 
 
 ELEMENTWISE = frozenset({Kind.ACTIVATION, Kind.ATTENTION, Kind.RECURRENT, Kind.RESIDUAL})
@@ -147,7 +149,14 @@ class WeightVariant(Variant):
 
 @dataclass(frozen=True)
 class MaskedWeight(WeightVariant):
-    """A weight variant that multiplies the parameters themselves."""
+    """A weight variant that changes the parameters themselves."""
+
+    masks_bias: ClassVar[bool] = True
+    """Whether the bias has noise too, in columns of its own; otherwise `draw` is given the shape (out, in)."""
+    oriented: ClassVar[bool] = False
+    """Whether it tells inputs from outputs, so that every use of the weight must be a layer's own [out, in]."""
+    before_pruning: ClassVar[bool] = False
+    """Whether it takes the weight as it was before a layer that prunes in eval mode has pruned it."""
 
     @abstractmethod
     def apply(self, parameter: Tensor, noise: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from service.graph.program import Program, read_program
 from service.graph.proof import prove_capture, prove_purity
 from service.graph.purify import purify
 from service.graph.shapes import Symbols
-from service.graph.sites import SITE, Canon, LocatedSite, site_nodes
+from service.graph.sites import SITE, Canon, LocatedSite, Trained, site_nodes
 from service.graph.training import Arguments, eval_choices, eval_output, export_training
 from service.graph.verify import verify
 from service.graph.weights import WeightSite, find_weights
@@ -115,7 +115,7 @@ def from_program(
     return Captured(pure, symbols, weights, exported, example)
 
 
-def _by_state(canon: Canon, pure: Program) -> dict[fx.Node, tuple[str, float]]:
+def _by_state(canon: Canon, pure: Program) -> dict[fx.Node, Trained]:
     trained = {node.target: how for node, how in canon.trained.items()}
     return {node: trained[node.target] for node in pure.graph.graph.find_nodes(op="get_attr") if node.target in trained}
 

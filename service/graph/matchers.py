@@ -4,13 +4,15 @@
 |-------------------------------------------------|-------------------------------------------------|
 | dropout(x, p, _) and its relatives              | site(x)                                         |
 | native_dropout(x, p, _)[0]                      | site(x)                                         |
-| dropconnect_linear(x, W, b, p, …)               | linear(x, W, b), the site being W               |
 | concrete_dropout(x, ℓ, t, …)                    | site(x), its rate sigm(ℓ)                       |
 | layer_drop(x, p, _)                             | site(x)                                         |
 | shake_drop(x, p, _)                             | q site(x)                                       |
 | standout(u, a, α, β, _)                         | site(u, a), where off sigm(α u + β) a           |
 | shake_shake(f₁, f₂, _)                          | site(f₁, f₂), where off their mean              |
 | masksembles(x, masks, scale, _)                 | site(x)                                         |
+| dropconnect_linear(x, W, b, p, …) and relatives | linear(x, W, b), the site being W               |
+| targeted_linear(x, W, b, p, γ, …)               | linear(x, pruned(W), b), the site being W       |
+| word_dropout_embedding(W, i, …)                 | embedding(W, i), the site being W               |
 | bernoulli_(empty, q) → div_(·, q) → mul(x, ·)   | site(x): timm, torchvision                      |
 | rand + q → floor_ → mul(div(x, q), ·)           | site(x): Hugging Face                           |
 | scaled_dot_product_attention(Q, K, V, …)        | site(softmax(Q Kᵀ)) V                           |
@@ -32,6 +34,7 @@ from service.graph.paired import gate, mix_branches
 from service.graph.recurrent import RECURRENT, unroll_layers
 from service.graph.shapes import BATCH, Dims
 from service.graph.sites import SITE, Canon, LocatedSite
+from service.graph.trained_weights import TRAINED_WEIGHTS, place_weight
 
 aten = torch.ops.aten
 thinnet = torch.ops.thinnet
@@ -94,15 +97,6 @@ def _native_dropout(canon: Canon, node: fx.Node) -> None:
         else:
             canon.graph.erase_node(user)
     canon.graph.erase_node(node)
-
-
-def _dropconnect_linear(canon: Canon, node: fx.Node) -> None:
-    weight, p, sampled = node_operand(node, 1), float_operand(node, 3), operand(node, 4)
-    with canon.graph.inserting_before(node):
-        product = canon.graph.call_function(aten.linear.default, node.args[:3])
-    product.meta = dict(node.meta)
-    canon.trained[weight] = ("dropconnect-sampled" if sampled else "dropconnect", p)
-    canon.replace(node, product)
 
 
 def _concrete(canon: Canon, node: fx.Node) -> None:
@@ -212,13 +206,13 @@ _Rewrite = Callable[[Canon, fx.Node], None]
 _REWRITES: tuple[tuple[tuple[Any, ...], _Rewrite], ...] = (
     (tuple(_DROPOUTS), _dropout),
     ((aten.native_dropout.default,), _native_dropout),
-    ((thinnet.dropconnect_linear.default,), _dropconnect_linear),
     ((thinnet.concrete_dropout.default,), _concrete),
     ((thinnet.layer_drop.default,), drop_layer),
     ((thinnet.shake_drop.default,), shake_branch),
     ((thinnet.standout.default,), gate),
     ((thinnet.shake_shake.default,), mix_branches),
     ((thinnet.masksembles.default,), choose_mask),
+    (TRAINED_WEIGHTS, place_weight),
     ((aten.bernoulli_.float, aten.bernoulli.p), _bernoulli_path),
     ((aten.rand.default,), _rand_path),
     ((aten.scaled_dot_product_attention.default,), _attention),

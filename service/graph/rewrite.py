@@ -5,13 +5,14 @@ It does not know how noise is drawn or how passes run together.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from operator import getitem
 
 import sympy
 import torch
 from torch import Tensor, fx
 
-from service.dropout import DropConnect, Variant
+from service.dropout import DropConnect, DropConnectSampled, Variant
 from service.dropout.variant import ActivationVariant, MaskedWeight, PairedVariant, SampledProduct
 from service.errors import InvalidPlan
 from service.graph.capture import Captured
@@ -20,7 +21,7 @@ from service.graph.nodes import node_operand, value_of
 from service.graph.program import STATE_NAME
 from service.graph.shapes import BatchAxis, Dims, row_dims
 from service.graph.sites import SITE, SITES, activation_site
-from service.graph.weights import WeightSite
+from service.graph.weights import WeightSite, readers
 
 ROWS = "rows"
 
@@ -108,7 +109,23 @@ class MaskColumns:
 
     def __call__(self, parameter: Tensor, noise: Tensor) -> Tensor:
         """Return the parameter as one pass has it."""
-        return self.variant.apply(parameter, noise[0][:, self.columns].to(parameter.dtype))
+        own = noise[0][:, self.columns].to(parameter.dtype)
+        if parameter.dim() <= 2:
+            return self.variant.apply(parameter, own)
+        return self.variant.apply(parameter.flatten(1), own).view_as(parameter)
+
+
+class LookUp:
+    """Let a variant act on the vectors that are looked up in a table, by their words' noise [1, words, 1]."""
+
+    def __init__(self, variant: ActivationVariant) -> None:
+        self.variant = variant
+        self.__name__ = f"look_up_{variant.name.replace('-', '_')}"
+
+    def __call__(self, table: Tensor, indices: Tensor, noise: Tensor) -> Tensor:
+        """Return the vectors [*, features] as one pass has them."""
+        found = torch.nn.functional.embedding(indices, table)
+        return self.variant.apply(found, noise[0][indices].to(table.dtype))
 
 
 def rewrite(captured: Captured, plan: Mapping[str, Variant]) -> Rewritten:
@@ -135,6 +152,25 @@ def rewrite(captured: Captured, plan: Mapping[str, Variant]) -> Rewritten:
     return Rewritten(fx.GraphModule(old, graph), tuple(writer.noises), tuple(writer.notes))
 
 
+def _check_use(site: WeightSite, variant: Variant) -> None:
+    """Refuse a weight variant where the way that the weight is used would make it another thing.
+
+    Raises:
+        InvalidPlan: Its moments, or its inputs and outputs, are not those of one linear layer.
+    """
+    is_sampled = isinstance(variant, SampledProduct) and not isinstance(variant, DropConnectSampled)
+    if is_sampled and not site.rows_and_features:
+        raise InvalidPlan(
+            f"site {site.site.name!r}: {variant.name!r} draws units from their moments, which serves one use on rows "
+            "and features only; switch the site off, or use 'variational-b', its joint form"
+        )
+    if isinstance(variant, MaskedWeight) and variant.oriented and not site.oriented:
+        raise InvalidPlan(
+            f"site {site.site.name!r}: {variant.name!r} tells inputs from outputs, and not every use of this weight is "
+            "a linear layer's; switch the site off, or use 'dropconnect'"
+        )
+
+
 class _Writer:
     def __init__(self, graph: fx.Graph, rows: fx.Node, copies: dict[fx.Node, fx.Node]) -> None:
         self.graph, self.rows, self.copies = graph, rows, copies
@@ -142,7 +178,9 @@ class _Writer:
         self.notes: list[str] = []
         self.variants: dict[fx.Node, tuple[Variant, fx.Node]] = {}  # activation site → its variant and noise
         self.products: dict[fx.Node, tuple[SampledProduct, fx.Node]] = {}  # linear → its variant and noise
+        self.lookups: dict[fx.Node, tuple[LookUp, fx.Node]] = {}  # embedding → its variant and noise
         self.masks: dict[tuple[fx.Node, fx.Node], tuple[MaskColumns, fx.Node]] = {}  # (parameter, use) → its mask
+        self.unpruned: dict[fx.Node, fx.Node] = {}  # what a mask acts on instead of a pruned weight
         self.masked: dict[tuple[fx.Node, MaskColumns], fx.Node] = {}
 
     def declare(self, captured: Captured, plan: Mapping[str, Variant], weights: list[WeightSite]) -> None:
@@ -161,19 +199,29 @@ class _Writer:
             self._declare_weight(site, plan[site.site.name])
 
     def _declare_weight(self, site: WeightSite, variant: Variant) -> None:
+        if isinstance(variant, ActivationVariant):
+            words: Dims = tuple(sympy.Integer(size) for size in site.site.shape)
+            noise = self._noise(site.site.name, variant, words, False)
+            self.lookups |= {use.node: (LookUp(variant), noise) for use in site.uses}
+            return
+        _check_use(site, variant)
         if isinstance(variant, SampledProduct) and not site.rows_and_features:
             self.notes.append(f"{site.site.name}: exact masks stand in, its input has axes besides rows and features")
             variant = DropConnect(variant.p)
-        dims: Dims = tuple(sympy.Integer(size) for size in site.site.shape)
+        columns_in = prod(value_of(site.parameter).shape[1:])
+        columns = site.site.shape[1] if not isinstance(variant, MaskedWeight) or variant.masks_bias else columns_in
+        dims: Dims = (sympy.Integer(site.site.shape[0]), sympy.Integer(columns))
         noise = self._noise(site.site.name, variant, dims, isinstance(variant, SampledProduct))
         if isinstance(variant, SampledProduct):
             self.products[site.uses[0].node] = (variant, noise)
             return
         assert isinstance(variant, MaskedWeight)
-        whole = MaskColumns(variant, slice(0, value_of(site.parameter).shape[1]))
-        own = {name: MaskColumns(variant, column) for name, column in site.columns.items()}
-        for user in site.parameter.users:
-            self.masks[site.parameter, user] = (whole, noise)
+        whole = MaskColumns(variant, slice(0, columns_in))
+        own = {name: MaskColumns(variant, column) for name, column in site.columns.items() if variant.masks_bias}
+        for source, user in readers(site.parameter):
+            self.masks[source, user] = (whole, noise)
+            if variant.before_pruning:
+                self.unpruned[source] = site.parameter
         for use in site.uses:
             if use.bias is not None and (mask := own.get(use.bias.meta.get(STATE_NAME, ""))):
                 self.masks[use.bias, use.node] = (mask, noise)
@@ -189,6 +237,10 @@ class _Writer:
             self.copies[node] = self._activation(node)
         elif node in self.products:
             self.copies[node] = self._product(node)
+        elif node in self.lookups:
+            look_up, noise = self.lookups[node]
+            table, indices = (self._operand(node_operand(node, index), node) for index in range(2))
+            self.copies[node] = self.graph.call_function(look_up, (table, indices, noise))
         elif node.op == "output":
             self.graph.output(fx.map_arg(node.args[0], lambda old: self.copies[old]))
         else:
@@ -217,5 +269,5 @@ class _Writer:
             return self.copies[old]
         mask, noise = self.masks[old, user]
         if (old, mask) not in self.masked:
-            self.masked[old, mask] = self.graph.call_function(mask, (self.copies[old], noise))
+            self.masked[old, mask] = self.graph.call_function(mask, (self.copies[self.unpruned.get(old, old)], noise))
         return self.masked[old, mask]

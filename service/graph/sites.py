@@ -17,6 +17,7 @@ from service.graph.nodes import module_of, place_of, value_of
 from service.graph.program import Program
 from service.graph.shapes import BatchAxis, Dims, Symbols, find_batch, row_dims
 
+Trained = tuple[str, float, tuple[tuple[str, float], ...]]
 SITE = "site"  # node.meta key: the LocatedSite
 
 
@@ -95,13 +96,13 @@ class Canon:
     Attributes:
         program: The graph, rewritten in place.
         symbols: Its shapes' symbols.
-        trained: Variant and rate that an operator gave a weight, by the parameter's node.
+        trained: Variant, rate and other parameters that an operator gave a weight, by the parameter's node.
     """
 
     program: Program
     symbols: Symbols
     names: Counter[str] = field(default_factory=Counter)
-    trained: dict[fx.Node, tuple[str, float]] = field(default_factory=dict)
+    trained: dict[fx.Node, Trained] = field(default_factory=dict)
 
     @property
     def graph(self) -> fx.Graph:

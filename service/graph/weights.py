@@ -1,17 +1,27 @@
-"""Find every linear weight: one site for each parameter, however many layers use it; it does not know variants."""
+"""Find every linear or convolution weight and every embedding table; it does not know variants.
+
+There is one site for each parameter, however many layers use it.
+"""
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import fx
 
-from service.dropout import Kind
+from service.dropout import BY_NAME, Kind
+from service.dropout.targeted_weights import pruned
 from service.graph.nodes import node_operand, operand, value_of
 from service.graph.program import STATE_NAME
 from service.graph.shapes import BatchAxis, find_batch
-from service.graph.sites import Canon, Site
+from service.graph.sites import Canon, Site, Trained
 
 aten = torch.ops.aten
+_CONVOLUTIONS = {
+    *(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default),
+    *(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding),
+    aten.convolution.default,
+}
 LINEAR = aten.linear.default
 _PRODUCTS = {aten.matmul.default, aten.mm.default, aten.addmm.default}
 _TRANSPOSES = {aten.t.default, aten.transpose.int, aten.permute.default, aten.numpy_T.default}
@@ -35,6 +45,7 @@ class WeightSite:
         uses: The products that it stands in.
         columns: By a bias's name, its column of the noise.
         rows_and_features: Whether its one use is on [B, in], so that sampled inference may serve it.
+        oriented: Whether every use is a linear layer's or a convolution's, so that its first axis is the outputs.
     """
 
     site: Site
@@ -42,6 +53,7 @@ class WeightSite:
     uses: tuple[Use, ...]
     columns: dict[str, int]
     rows_and_features: bool
+    oriented: bool = True
 
 
 def find_weights(canon: Canon) -> tuple[WeightSite, ...]:
@@ -51,13 +63,18 @@ def find_weights(canon: Canon) -> tuple[WeightSite, ...]:
         parameter = _weight_of(node)
         if parameter is not None:
             found.setdefault(parameter, []).append(Use(node, _bias_of(node)))
-    return tuple(_weight_site(canon, parameter, tuple(uses)) for parameter, uses in found.items())
+    weights = tuple(_weight_site(canon, parameter, tuple(uses)) for parameter, uses in found.items())
+    return weights + find_tables(canon, frozenset(site.site.name for site in weights))
 
 
 def _weight_of(node: fx.Node) -> fx.Node | None:
     """Return the parameter that a product multiplies by, if it is one."""
+    if node.target in _CONVOLUTIONS:
+        weight = operand(node, 1)
+        is_own = isinstance(weight, fx.Node) and _is_parameter(weight) and not _is_transposed(node)
+        return weight if is_own else None
     if node.target is LINEAR:
-        factors = [operand(node, 1)]
+        factors = [_unpruned(operand(node, 1))]
     elif node.target in _PRODUCTS:
         factors = [_untransposed(each) for each in node.all_input_nodes]
     else:
@@ -69,25 +86,84 @@ def _untransposed(node: fx.Node) -> fx.Node:
     return node_operand(node) if node.target in _TRANSPOSES else node
 
 
+def _unpruned(factor: object) -> object:
+    return node_operand(factor) if isinstance(factor, fx.Node) and factor.target is pruned else factor
+
+
+def readers(parameter: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
+    """Return every use of a parameter, with what it takes: the parameter, or what is left of it pruned."""
+    direct = [(parameter, user) for user in parameter.users if user.target is not pruned]
+    return direct + [(cut, user) for cut in parameter.users if cut.target is pruned for user in cut.users]
+
+
+def _is_transposed(convolution: fx.Node) -> bool:
+    return convolution.target is aten.convolution.default and bool(operand(convolution, 6))
+
+
+def _is_parameter(node: fx.Node) -> bool:
+    return node.op == "get_attr" and STATE_NAME in node.meta and value_of(node).dtype.is_floating_point
+
+
 def _is_matrix_parameter(node: fx.Node) -> bool:
-    if node.op != "get_attr" or STATE_NAME not in node.meta:
-        return False
-    value = value_of(node)
-    return value.dim() == 2 and value.dtype.is_floating_point
+    return _is_parameter(node) and value_of(node).dim() == 2
 
 
 def _bias_of(product: fx.Node) -> fx.Node | None:
-    bias = operand(product, 2) if product.target is LINEAR else None
+    bias = operand(product, 2) if product.target is LINEAR or product.target in _CONVOLUTIONS else None
     return bias if isinstance(bias, fx.Node) else None
 
 
 def _weight_site(canon: Canon, parameter: fx.Node, uses: tuple[Use, ...]) -> WeightSite:
-    out, columns_in = (int(size) for size in value_of(parameter).shape)
+    out, *inner = (int(size) for size in value_of(parameter).shape)
+    columns_in = prod(inner)
     biases = [use.bias.meta[STATE_NAME] for use in uses if use.bias is not None and STATE_NAME in use.bias.meta]
     columns = {name: columns_in + index for index, name in enumerate(dict.fromkeys(biases))}
-    variant, p = canon.trained.get(parameter, (None, None))
-    site = Site(parameter.meta[STATE_NAME], Kind.WEIGHT, (out, columns_in + len(columns)), variant, p)
-    return WeightSite(site, parameter, uses, columns, _serves_rows_and_features(canon, parameter, uses))
+    kind = Kind.CONV if uses[0].node.target in _CONVOLUTIONS else Kind.WEIGHT
+    variant, p, extras = how_trained(canon, parameter, kind)
+    site = Site(parameter.meta[STATE_NAME], kind, (out, columns_in + len(columns)), variant, p, extras)
+    oriented = all(user.target is LINEAR or user.target in _CONVOLUTIONS for _, user in readers(parameter))
+    return WeightSite(site, parameter, uses, columns, _serves_rows_and_features(canon, parameter, uses), oriented)
+
+
+def find_tables(canon: Canon, taken: frozenset[str]) -> tuple[WeightSite, ...]:
+    """Return the embedding tables whose indices come from an input; one that is a weight too has a name of its own."""
+    found: dict[fx.Node, list[Use]] = {}
+    for node in canon.graph.find_nodes(op="call_function", target=aten.embedding.default):
+        table, indices = node_operand(node), node_operand(node, 1)
+        if _is_matrix_parameter(table) and _reads_an_input(indices):
+            found.setdefault(table, []).append(Use(node, None))
+    sites = []
+    for table, uses in found.items():
+        name, shape = table.meta[STATE_NAME], tuple(int(size) for size in value_of(table).shape)
+        variant, p, extras = how_trained(canon, table, Kind.EMBEDDING)
+        site = Site(f"{name}#words" if name in taken else name, Kind.EMBEDDING, shape, variant, p, extras)
+        sites.append(WeightSite(site, table, tuple(uses), {}, False))
+    return tuple(sites)
+
+
+def how_trained(canon: Canon, parameter: fx.Node, kind: Kind) -> Trained | tuple[None, None, tuple[()]]:
+    """Return variant, rate and other parameters that a weight was trained with as a site of this kind."""
+    how = canon.trained.get(parameter)
+    fits = how is not None and kind in BY_NAME[how[0]].kinds
+    return how if how is not None and fits else (None, None, ())
+
+
+def _reads_an_input(node: fx.Node) -> bool:
+    """Tell whether values of an input, and not its size alone, reach a node."""
+    seen, stack = set(), [node]
+    while stack:
+        each = stack.pop()
+        if each.op == "placeholder":
+            return True
+        if each not in seen and not _is_of_sizes_alone(each):
+            stack += each.all_input_nodes
+        seen.add(each)
+    return False
+
+
+def _is_of_sizes_alone(node: fx.Node) -> bool:
+    name = str(node.target)
+    return node.target is aten.sym_size.int or "_like." in name or name.startswith("aten.new_")
 
 
 def _serves_rows_and_features(canon: Canon, parameter: fx.Node, uses: tuple[Use, ...]) -> bool:

@@ -1,11 +1,14 @@
 """A variant at work on a fixed input; what the laws, the transcriptions and the mutants look at."""
 
+from dataclasses import replace
 from functools import singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from service.dropout import VARIANTS, Stream, Variant
+from service.dropout import VARIANTS, Shakeout, Stream, TargetedUnits, TargetedWeights, Variant
+from service.dropout.targeted_weights import targeted_weights
 from service.dropout.variant import ActivationVariant, MaskedWeight, PairedVariant, SampledProduct, WeightVariant
 
 SAMPLED = tuple(variant for variant in VARIANTS if variant().fixed_passes is None)
@@ -35,6 +38,8 @@ def stream(passes: int = PASSES, rows: range | None = None, *, seed: int = 0, fi
 
 def noise_shape(variant: Variant) -> tuple[int, ...]:
     """Return the per-row shape that the engine gives to `draw`."""
+    if isinstance(variant, MaskedWeight) and not variant.masks_bias:
+        return (OUT, IN)
     return (OUT, IN + 1) if isinstance(variant, WeightVariant) else SHAPE
 
 
@@ -65,7 +70,9 @@ def _(variant: PairedVariant, noise: Tensor) -> Tensor:
 
 @act.register
 def _(variant: MaskedWeight, noise: Tensor) -> Tensor:
-    weight, bias = variant.apply(WEIGHT, noise[..., :IN]), variant.apply(BIAS, noise[..., IN])
+    noise = noise.expand(*noise.shape[:-1], IN) if isinstance(variant, TargetedUnits) else noise
+    weight = all_targets(variant).apply(WEIGHT, noise[..., :IN])
+    bias = variant.apply(BIAS, noise[..., IN]) if variant.masks_bias else BIAS
     return (weight * FEATURES[:, None, :]).sum(-1) + bias
 
 
@@ -82,14 +89,8 @@ def closed_forms(variant: Variant) -> tuple[Tensor, Tensor]:
         return variant.mean(U.double(), X.double()), variant.variance(U.double(), X.double())
     assert isinstance(variant, WeightVariant)
     given = FEATURES.double(), WEIGHT.double(), BIAS.double()
+    variant = all_targets(variant)
     return variant.mean(*given), variant.variance(*given)
-
-
-def masked_row_covariance(p: float) -> Tensor:
-    """Return Cov(u of row b, u of row c) [ROWS, ROWS, OUT] under one shared mask: (p / q)(Σ W² x x′ + b²)."""
-    weight, features = WEIGHT.double(), FEATURES.double()
-    products = torch.einsum("oi,bi,ci->bco", weight.square(), features, features)
-    return (products + BIAS.double().square()) * (p / (1 - p))
 
 
 def gated_row_covariance() -> Tensor:
@@ -97,3 +98,32 @@ def gated_row_covariance() -> Tensor:
     kept, a = (0.5 * U.double() + 1).sigmoid().flatten(1), X.double().flatten(1)
     both = torch.minimum(kept[:, None], kept[None, :]) - kept[:, None] * kept[None, :]
     return both * a[:, None] * a[None, :]
+
+
+def all_targets(variant: Any) -> Any:
+    """Let targeted dropout of units take aim at all of the bench's few, so that every one varies."""
+    return replace(variant, gamma=1.0) if isinstance(variant, TargetedUnits) else variant
+
+
+def masked_covariance(variant: MaskedWeight) -> Tensor:
+    """Return Cov(u_o of row b, u_k of row c) [ROWS, ROWS, OUT, OUT] under one shared network.
+
+    One draw for each input: (p / q) Σ_j D_oj D_kj x_j x′_j; one for each weight: its diagonal, and b² if masked.
+    """
+    swing, features = swings(variant), FEATURES.double()
+    if variant.shared.startswith("all units"):
+        return torch.einsum("oj,kj,bj,cj->bcok", swing, swing, features, features) * (variant.p / variant.q)
+    if isinstance(variant, TargetedUnits):
+        products = features @ swing.T
+        return torch.diag_embed(products[:, None] * products[None, :]) * (variant.p * variant.q)
+    if isinstance(variant, TargetedWeights):
+        swing = swing * variant.q * targeted_weights(swing, variant.gamma)
+    products = torch.einsum("oj,bj,cj->bco", swing.square(), features, features)
+    bias = BIAS.double().square() if variant.masks_bias else 0
+    return torch.diag_embed(products + bias) * (variant.p / variant.q)
+
+
+def swings(variant: MaskedWeight) -> Tensor:
+    """Return how far each weight moves for noise one away from its mean."""
+    weight = WEIGHT.double()
+    return weight + variant.c * weight.sign() if isinstance(variant, Shakeout) else weight

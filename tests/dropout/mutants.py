@@ -17,19 +17,27 @@ from torch import Tensor
 from service.dropout import (
     Alpha,
     DropConnect,
+    DropConnectSampled,
+    Fast,
     FeatureAlpha,
     Gaussian,
     LayerDrop,
+    Shakeout,
     ShakeShake,
     Standout,
     Stream,
+    TargetedUnits,
+    TargetedWeights,
     Uniform,
     Variant,
+    VariationalA,
+    VariationalB,
 )
 from service.dropout.noise import Shape
-from service.dropout.variant import SampledProduct, WeightVariant
+from service.dropout.variant import ActivationVariant, SampledProduct, WeightVariant
 
-AROUND_ONE = (Gaussian, Uniform)
+AROUND_ONE = (Gaussian, Uniform, VariationalB)
+UNSCALED = (TargetedWeights, TargetedUnits)
 SATURATING = (Alpha, FeatureAlpha)
 SYMMETRIC = (*SATURATING, LayerDrop)  # their variance is the same at p and 1 - p, their mean is not
 BOTH = (0.1, 0.5)
@@ -65,6 +73,9 @@ def rate_up_by_a_tenth(variant: type[Variant]) -> Iterator[Mutant]:
     if not variant.rated:
         return
     faulty = _at_rate(variant, lambda p: 1.1 * p)
+    if issubclass(variant, UNSCALED):  # p q hardly moves around a half, the mean does
+        yield Mutant("rate +10 %", faulty, laws.the_mean_is_its_closed_form, "mean is")
+        return
     yield Mutant("rate +10 %", faulty, laws.the_variance_is_its_closed_form, "variance is")
 
 
@@ -72,7 +83,7 @@ def keep_and_drop_exchanged(variant: type[Variant]) -> Iterator[Mutant]:
     if not variant.rated:
         return
     faulty = _at_rate(variant, lambda p: 1 - p)
-    if issubclass(variant, SYMMETRIC):
+    if issubclass(variant, (*SYMMETRIC, *UNSCALED)):
         yield Mutant("p and q exchanged", faulty, laws.the_mean_is_its_closed_form, "mean is", UNEVEN)
     else:
         yield Mutant("p and q exchanged", faulty, laws.the_variance_is_its_closed_form, "variance is", UNEVEN)
@@ -122,9 +133,25 @@ def bias_forgotten(variant: type[Variant]) -> Iterator[Mutant]:
     if issubclass(variant, DropConnect):
         faulty = _with_noise(variant, lambda _, noise: torch.cat([noise[..., :-1], noise[..., -1:] * 0 + 1], -1))
         yield Mutant("b² lost", faulty, law, "variance is")
-    if issubclass(variant, SampledProduct):
+    if issubclass(variant, DropConnectSampled):
         faulty = _derived(variant, moments=lambda self, x, w, b: (self.mean(x, w, b), self.variance(x, w, None)))
         yield Mutant("b² lost", faulty, law, "variance is")
+
+
+def bias_masked(variant: type[Variant]) -> Iterator[Mutant]:
+    """Give the bias the noise that the paper keeps from it."""
+    if issubclass(variant, (Fast, VariationalA)):
+        faulty = _derived(variant, moments=lambda self, *given: DropConnectSampled(self.p).moments(*given))
+        yield Mutant("b² gained", faulty, laws.the_variance_is_its_closed_form, "variance is")
+
+
+def reversal_forgotten(variant: type[Variant]) -> Iterator[Mutant]:
+    """Drop an input to 0 rather than to -c sign W."""
+    if issubclass(variant, Shakeout):
+        faulty = _derived(variant, apply=lambda self, weight, r: weight * r)
+        yield Mutant("plain dropout", faulty, laws.the_variance_is_its_closed_form, "variance is")
+        faulty = _derived(variant, apply=lambda self, weight, r: (weight + self.c * weight.sign()) * r)
+        yield Mutant("c sign W not taken off", faulty, laws.the_mean_is_its_closed_form, "mean is")
 
 
 def wrong_closed_forms(variant: type[Variant]) -> Iterator[Mutant]:
@@ -149,7 +176,7 @@ def sharing_widened(variant: type[Variant]) -> Iterator[Mutant]:
         if size[axis] == 1:
             continue
         faulty = _with_noise(variant, lambda _, noise, axis=axis: noise.narrow(axis, 0, 1).expand_as(noise))
-        if issubclass(variant, DropConnect) and axis == 3:  # one draw for all weights of a unit
+        if issubclass(variant, (DropConnect, TargetedWeights)) and axis == 3:  # one draw for all weights of a unit
             yield Mutant("shared by a unit's weights", faulty, laws.the_variance_is_its_closed_form, "variance is")
             continue
         yield Mutant(f"shared along axis {axis}", faulty, laws.noise_is_shared_as_declared, "sharing: correlation")
@@ -165,6 +192,9 @@ def sharing_narrowed(variant: type[Variant]) -> Iterator[Mutant]:
         if drawn == wanted:
             continue
         faulty = _drawing(variant, _apart(variant, axis))
+        if issubclass(variant, TargetedUnits):  # weights of a unit drawn apart leave units uncorrelated
+            yield Mutant("apart within a unit", faulty, laws.the_variance_is_its_closed_form, "variance is")
+            continue
         yield Mutant(f"apart along axis {axis + 2}", faulty, sharing, "sharing: correlation")
         yield Mutant(f"apart along axis {axis + 2}", faulty, linear, "linear: covariance")
 
@@ -190,7 +220,7 @@ def rows_covary_wrongly(variant: type[Variant]) -> Iterator[Mutant]:
         signs = torch.tensor([1.0, -1.0, 1.0])[:, None]
         faulty = _derived(variant, apply=lambda self, mean, square, z: variant.apply(self, mean, square, z * signs))
         yield Mutant("rows against each other", faulty, law, says)
-    if issubclass(variant, AROUND_ONE):
+    if issubclass(variant, AROUND_ONE) and issubclass(variant, ActivationVariant):
         signs = torch.tensor([1.0, -1.0, 1.0])[:, None, None]
         faulty = _derived(variant, apply=lambda self, x, noise: variant.apply(self, x, 1 + (noise - 1) * signs))
         yield Mutant("rows against each other", faulty, law, says)
@@ -274,6 +304,8 @@ FAULTS: tuple[Fault, ...] = (
     missing_mean_of_one,
     deviation_and_variance_confused,
     bias_forgotten,
+    bias_masked,
+    reversal_forgotten,
     wrong_closed_forms,
     sharing_widened,
     sharing_narrowed,

@@ -15,14 +15,13 @@ from service.dropout import (
     VARIANTS,
     Alpha,
     Concrete,
-    DropConnectSampled,
     FeatureAlpha,
     Kind,
     Spatial,
     SpatialConcrete,
     Variant,
 )
-from service.dropout.variant import ActivationVariant, PairedVariant, WeightVariant
+from service.dropout.variant import ActivationVariant, PairedVariant, SampledProduct, WeightVariant
 from service.errors import InvalidPlan
 
 WORDS = ("name", "equation", "sampled", "shared", "mean_form", "variance_form", "reference")
@@ -57,9 +56,17 @@ OF_PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "(f₁ - f₂)² / 12": lambda f1, f2: (f1 - f2) ** 2 / 12,
 }
 W, B = WEIGHT.double(), BIAS.double()
+TARGETS = torch.zeros_like(W).scatter(1, torch.tensor([[2, 4], [0, 4], [1, 3]]), 1.0)
+"""The bench's two smallest weights of each unit; all of its units are targets."""
 OF_WEIGHTS: dict[str, Form] = {
     "W x + b": lambda p, x: x @ W.T + B,
     "(p / q) (W² x² + b²)": lambda p, x: (p / (1 - p)) * (x**2 @ (W**2).T + B**2),
+    "(p / q) W² x²": lambda p, x: (p / (1 - p)) * (x**2 @ (W**2).T),
+    "(W ∘ (1 - p t)) x + b": lambda p, x: x @ (W * (1 - p * TARGETS)).T + B,
+    "p q (t ∘ W²) x²": lambda p, x: p * (1 - p) * (x**2 @ (W**2 * TARGETS).T),
+    "(1 - p t) ∘ W x + b": lambda p, x: (1 - p) * (x @ W.T) + B,
+    "p q t ∘ (W x)²": lambda p, x: p * (1 - p) * (x @ W.T) ** 2,
+    "(p / q) (W + c sign W)² x²": lambda p, x: (p / (1 - p)) * (x**2 @ ((W.abs() + 0.1) ** 2).T),
 }
 ON_ACTIVATIONS = [variant for variant in SAMPLED if issubclass(variant, ActivationVariant)]
 ON_PAIRS = [variant for variant in VARIANTS if issubclass(variant, PairedVariant)]
@@ -170,7 +177,7 @@ def test_channels_without_positions_are_no_place_for_channel_noise(channelled: t
 
 
 def test_only_sampled_products_lose_the_covariance_of_one_network(variant: type[Variant]) -> None:
-    assert variant.joint is (variant is not DropConnectSampled)
+    assert variant.joint is not issubclass(variant, SampledProduct)
 
 
 @pytest.mark.parametrize("saturating", [Alpha, FeatureAlpha])

@@ -22,9 +22,10 @@ from service.dropout import (
     Spatial,
     Uniform,
     Variant,
+    WordDropout,
 )
 
-TWO_VALUED = (Bernoulli, Spatial, Alpha, FeatureAlpha, DropPath, LayerDrop)
+TWO_VALUED = (Bernoulli, Spatial, Alpha, FeatureAlpha, DropPath, LayerDrop, WordDropout)
 NAMES = [variant.name for variant in SAMPLED]
 RATES = (0.1, 0.5)
 KS_LEVEL = 1e-6

@@ -151,6 +151,71 @@ def shake_shake(rng: Generator, passes: int, f1: Array, f2: Array) -> Array:
     return y
 
 
+def fast_dropout(rng: Generator, passes: int, p: float, x: Array, weight: Array, bias: Array) -> Array:
+    """Wang & Manning 2013, eq. 5: S → N(E S, Var S) with E S = Σ keep w x and Var S = Σ keep (1 - keep) (w x)²."""
+    keep = 1 - p
+    w = weight / keep  # stored for testing as keep w
+    mean = np.array([sum(keep * w[i, j] * x[j] for j in range(len(x))) for i in range(len(w))])
+    square = np.array([sum(keep * (1 - keep) * (w[i, j] * x[j]) ** 2 for j in range(len(x))) for i in range(len(w))])
+    return mean + bias + np.sqrt(square) * rng.standard_normal((passes, len(w)))
+
+
+def variational_dropout_a(rng: Generator, passes: int, p: float, x: Array, weight: Array, bias: Array) -> Array:
+    """Kingma et al. 2015, eq. 10: q(b | A) = N(γ, δ), γ = Σ a θ, δ = α Σ a² θ²; α = p / (1 - p) (§3)."""
+    alpha = p / (1 - p)
+    gamma, delta = weight @ x, alpha * (weight**2 @ x**2)
+    zeta = rng.standard_normal((passes, len(gamma)))
+    return gamma + np.sqrt(delta) * zeta + bias
+
+
+def variational_dropout_b(rng: Generator, passes: int, p: float, x: Array, weight: Array, bias: Array) -> Array:
+    """Kingma et al. 2015, eq. 11: B = A W, w_i = s_i θ_i, one s_i ~ N(1, α) for each input."""
+    s = rng.normal(1.0, sqrt(p / (1 - p)), (passes, len(x)))
+    return np.einsum("sj,j,ij->si", s, x, weight) + bias
+
+
+def shakeout(rng: Generator, passes: int, p: float, x: Array, weight: Array, bias: Array, c: float = 0.1) -> Array:
+    """Kang et al. 2018, eq. 1: r_j = 0 with probability τ: W ← -c s; else W ← (W + c τ s) / (1 - τ), s = sign W."""
+    s = np.sign(weight)
+    u = np.empty((passes, len(weight)))
+    for t in range(passes):
+        dropped = rng.random(len(x)) < p
+        u[t] = np.where(dropped, -c * s, (weight + c * p * s) / (1 - p)) @ x + bias
+    return u
+
+
+def targeted_weight_dropout(
+    rng: Generator, passes: int, p: float, x: Array, weight: Array, bias: Array, gamma: float = 0.5
+) -> Array:
+    """Gomez et al. 2019, §3: the γ |column| smallest weights of a unit are dropped with probability α, none scaled."""
+    u = np.empty((passes, len(weight)))
+    for unit, w in enumerate(weight):
+        targets = set(sorted(range(len(w)), key=lambda j: abs(w[j]))[: int(gamma * len(w))])
+        kept = np.array([(rng.random(passes) >= p) if j in targets else np.ones(passes, bool) for j in range(len(w))])
+        u[:, unit] = (w * x) @ kept + bias[unit]
+    return u
+
+
+def targeted_unit_dropout(
+    rng: Generator, passes: int, p: float, x: Array, weight: Array, bias: Array, gamma: float = 1.0
+) -> Array:
+    """Gomez et al. 2019, §3: the γ units of smallest norm are dropped with probability α; here, all are targets."""
+    targets = sorted(range(len(weight)), key=lambda unit: np.linalg.norm(weight[unit]))[: int(gamma * len(weight))]
+    u = np.tile(weight @ x, (passes, 1))
+    for unit in targets:
+        u[:, unit] *= rng.random(passes) >= p
+    return u + bias
+
+
+def word_dropout(rng: Generator, passes: int, p: float, x: Array) -> Array:
+    """Gal & Ghahramani 2016, §4.2: rows of the embedding matrix are set to zero, each word type as a whole."""
+    keep = 1 - p
+    y = np.zeros((passes, *x.shape))
+    for word in range(x.shape[0]):
+        y[:, word] = (rng.random(passes) < keep)[:, None] * x[word] / keep
+    return y
+
+
 ACTIVATIONS: dict[str, OfActivations] = {
     "bernoulli": dropout,
     "gaussian": gaussian_dropout,
@@ -163,9 +228,16 @@ ACTIVATIONS: dict[str, OfActivations] = {
     "spatial-concrete": spatial_concrete_dropout,
     "layer-drop": layer_drop,
     "shake-drop": shake_drop,
+    "word-dropout": word_dropout,
 }
 PAIRS: dict[str, OfPairs] = {"standout": standout, "shake-shake": shake_shake}
 WEIGHTS: dict[str, OfWeights] = {
     "dropconnect": dropconnect,
     "dropconnect-sampled": dropconnect_inference,
+    "fast": fast_dropout,
+    "variational-a": variational_dropout_a,
+    "variational-b": variational_dropout_b,
+    "shakeout": shakeout,
+    "targeted-weights": targeted_weight_dropout,
+    "targeted-units": targeted_unit_dropout,
 }

@@ -1,6 +1,7 @@
 """The laws of the engine, over a zoo of tiny networks each named for its difficulty."""
 
 import copy
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from service import Predictor
 from service.dropout import BY_NAME, VARIANTS
-from service.errors import BadRequest, NoActiveSite
+from service.errors import BadRequest, InvalidPlan, NoActiveSite
 from service.graph.capture import Captured
 from service.graph.compiled import Compiled, Draw, draw_noises
 from service.graph.passes import RUNNERS, Mode, can_fold
@@ -36,8 +37,19 @@ def plans(predictor: Predictor) -> Iterator[dict[str, object]]:
         yield {}
     fitting = {name for site in predictor.sites for name in predictor.fitting(site.name)}
     for name in NAMES:
-        if name in fitting:
+        if name in fitting and serves(predictor, name):
             yield from ({"variant": name, "p": p} for p in RATES) if BY_NAME[name].rated else ({"variant": name},)
+
+
+def serves(predictor: Predictor, variant: str) -> bool:
+    """Tell whether a weight variant may act on every weight of a network; where it may not, it says so."""
+    try:
+        Compiled(predictor._captured, make_plan(predictor.sites, variant))
+    except InvalidPlan as error:
+        if re.search("rows and features only|not every use of this weight", str(error)) is None:
+            raise
+        return False
+    return True
 
 
 def test_with_every_site_off_it_is_the_eval_network(specimen: Specimen, predictor: Predictor) -> None:

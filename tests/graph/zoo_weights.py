@@ -1,10 +1,17 @@
 """Weights used twice, tied, masked in training, or made anew at each call."""
 
 import torch
-from specimen import WIDTH, Specimen, features, tokens
+from specimen import WIDTH, Specimen, features, image, tokens
 from torch import Tensor, nn
 
-from service.dropout import DropConnectLinear
+from service.dropout import (
+    DropConnectConv2d,
+    DropConnectLinear,
+    ShakeoutLinear,
+    TargetedLinear,
+    VariationalLinear,
+    WordDropoutEmbedding,
+)
 
 
 class TiedWeights(nn.Module):
@@ -50,7 +57,58 @@ def dropconnect() -> nn.Module:
     return nn.Sequential(DropConnectLinear(WIDTH, 8, p=0.3), nn.ReLU(), nn.Linear(8, 3))
 
 
+def convolutions() -> nn.Module:
+    """Convolutions whose weights can be masked, with batch norm and dropout."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout2d(0.4)),
+        *(nn.Conv2d(3, 3, 3, groups=3), nn.Flatten(), nn.Linear(48, 3)),
+    )
+
+
+def variational_a() -> nn.Module:
+    return nn.Sequential(VariationalLinear(WIDTH, 8, p=0.3), nn.ReLU(), nn.Linear(8, 3))
+
+
+def variational_b() -> nn.Module:
+    return nn.Sequential(VariationalLinear(WIDTH, 8, p=0.3, per_input=True), nn.ReLU(), nn.Linear(8, 3))
+
+
+def shakeout() -> nn.Module:
+    return nn.Sequential(ShakeoutLinear(WIDTH, 8, p=0.3, c=0.2), nn.ReLU(), nn.Linear(8, 3))
+
+
+def masked_convolution() -> nn.Module:
+    return nn.Sequential(
+        DropConnectConv2d(1, 4, 3, stride=2, padding=1, p=0.3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)
+    )
+
+
+def targeted_weights() -> nn.Module:
+    return nn.Sequential(TargetedLinear(WIDTH, 8, p=0.3), nn.ReLU(), nn.Linear(8, 3))
+
+
+def targeted_units() -> nn.Module:
+    return nn.Sequential(TargetedLinear(WIDTH, 8, p=0.3, units=True), nn.ReLU(), nn.Linear(8, 3))
+
+
+class DroppedWords(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = WordDropoutEmbedding(7, WIDTH, p=0.3), nn.Linear(WIDTH, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(torch.relu(self.embed(tokens).mean(1)))
+
+
 WEIGHTS = (
+    Specimen("convolutions", convolutions, image),
+    Specimen("variational layer, type A", variational_a, features),
+    Specimen("variational layer, type B", variational_b, features),
+    Specimen("shakeout layer", shakeout, features),
+    Specimen("masked convolution", masked_convolution, image),
+    Specimen("targeted weights", targeted_weights, features),
+    Specimen("targeted units", targeted_units, features),
+    Specimen("dropped words", DroppedWords, tokens),
     Specimen("tied weights", TiedWeights, tokens),
     Specimen("linear twice", LinearTwice, features),
     Specimen("raw parameter", RawParameter, features),
