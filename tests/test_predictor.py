@@ -466,7 +466,7 @@ def test_modules_that_had_to_stay_in_eval_mode_are_told() -> None:
 
 
 def test_fitting_names_the_variants_of_a_site(predictor: Predictor) -> None:
-    assert predictor.fitting("2") == ("bernoulli", "gaussian", "uniform", "alpha")
+    assert predictor.fitting("2") == ("bernoulli", "gaussian", "uniform", "alpha", "concrete")
     with pytest.raises(InvalidPlan, match=r"there is no site 'x'; the sites are 2, 0.weight, 3.weight"):
         predictor.fitting("x")
 

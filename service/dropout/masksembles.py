@@ -104,9 +104,7 @@ def make_masks(n: int, scale: float, units: int) -> Tensor:
         raise InvalidPlan(f"masksembles: no {n} masks of scale {scale} cover {units} units; give another scale")
     key = f"masksembles/{n}/{float(scale)!r}/{units}"
     for attempt in range(_ATTEMPTS):
-        numbers = Stream(0, key, attempt, 1).uniform((n, int(ones * wide)))[
-            0, 0
-        ]
+        numbers = Stream(0, key, attempt, 1).uniform((n, int(ones * wide)))[0, 0]
         masks = torch.zeros(numbers.shape).scatter_(1, numbers.argsort(dim=1, stable=True)[:, :ones], 1.0)
         masks = masks[:, masks.any(0)]
         if masks.shape[1] == _width(n, wide, ones):
