@@ -119,8 +119,8 @@ def _weight_site(canon: Canon, parameter: fx.Node, uses: tuple[Use, ...]) -> Wei
     biases = [use.bias.meta[STATE_NAME] for use in uses if use.bias is not None and STATE_NAME in use.bias.meta]
     columns = {name: columns_in + index for index, name in enumerate(dict.fromkeys(biases))}
     kind = Kind.CONV if uses[0].node.target in _CONVOLUTIONS else Kind.WEIGHT
-    variant, p, extras = how_trained(canon, parameter, kind)
-    site = Site(parameter.meta[STATE_NAME], kind, (out, columns_in + len(columns)), variant, p, extras)
+    variant, p, others = how_trained(canon, parameter, kind)
+    site = Site(parameter.meta[STATE_NAME], kind, (out, columns_in + len(columns)), variant, p, others)
     oriented = all(user.target is LINEAR or user.target in _CONVOLUTIONS for _, user in readers(parameter))
     return WeightSite(site, parameter, uses, columns, _serves_rows_and_features(canon, parameter, uses), oriented)
 
@@ -135,8 +135,8 @@ def find_tables(canon: Canon, taken: frozenset[str]) -> tuple[WeightSite, ...]:
     sites = []
     for table, uses in found.items():
         name, shape = table.meta[STATE_NAME], tuple(int(size) for size in value_of(table).shape)
-        variant, p, extras = how_trained(canon, table, Kind.EMBEDDING)
-        site = Site(f"{name}#words" if name in taken else name, Kind.EMBEDDING, shape, variant, p, extras)
+        variant, p, others = how_trained(canon, table, Kind.EMBEDDING)
+        site = Site(f"{name}#words" if name in taken else name, Kind.EMBEDDING, shape, variant, p, others)
         sites.append(WeightSite(site, table, tuple(uses), {}, False))
     return tuple(sites)
 

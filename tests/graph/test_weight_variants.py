@@ -206,7 +206,7 @@ def test_a_layers_own_variant_stands_at_its_site_with_what_it_was_trained_with(n
     (site,) = predictor.sites
     extras = {"c": 0.7} if name == "shakeout" else {"gamma": 0.7} if name.startswith("targeted") else {}
 
-    assert (site.name, site.variant, site.p, dict(site.extras)) == ("weight", name, 0.3, extras)
+    assert (site.name, site.variant, site.p, dict(site.parameters)) == ("weight", name, 0.3, extras)
     assert make_plan(predictor.sites) == {"weight": BY_NAME[name](p=0.3, **extras)}
     assert make_plan(predictor.sites, name, 0.2) == {"weight": BY_NAME[name](p=0.2, **extras)}
     assert make_plan(predictor.sites, overrides={"weight": 0.2}) == {"weight": BY_NAME[name](p=0.2, **extras)}
