@@ -156,6 +156,7 @@ def _sites(predictor: Predictor) -> list[dict[str, Any]]:
             "shape": list(site.shape),
             "variant": site.variant,
             "p": site.p,
+            "parameters": dict(site.parameters),
             "fits": list(predictor.fitting(site.name)),
         }
         for site in predictor.sites

@@ -79,7 +79,7 @@ def test_a_plan_can_be_overridden_site_by_site(client: TestClient) -> None:
 def test_a_plan_that_leaves_nothing_random_is_refused_with_what_could_be(client: TestClient) -> None:
     message = refused(client, model="plain")
     assert "nothing would be random" in message
-    assert "weight (dropconnect, dropconnect-sampled)" in message
+    assert "weight (dropconnect, dropconnect-sampled, " in message
     assert ask(client, model="plain", variant="dropconnect")["variance"][0][0] > 0
 
 

@@ -34,11 +34,12 @@ def indexed(x: Tensor, keys: Any) -> Tensor:
         if isinstance(key, int):
             x = x.select(axis, key)
             continue
-        x = (
-            x.unsqueeze(axis)
-            if key is None
-            else torch.ops.aten.slice.Tensor(x, axis, key.start, key.stop, key.step or 1)
-        )
+        if key is None:
+            x = x.unsqueeze(axis)
+        elif isinstance(key, Tensor):
+            x = x.index_select(axis, key)
+        else:
+            x = torch.ops.aten.slice.Tensor(x, axis, key.start, key.stop, key.step or 1)
         axis += 1
     return x
 

@@ -19,6 +19,8 @@ SITES = {
     "digits": {
         "drop_channels": ("spatial", 0.3),
         "drop_units": ("bernoulli", 0.5),
+        "conv1.weight": (None, None),
+        "conv2.weight": (None, None),
         "hidden.weight": (None, None),
         "logits.weight": (None, None),
     },
