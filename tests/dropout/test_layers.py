@@ -19,7 +19,7 @@ LAYERS = (*MULTIPLIERS, DropConnectLinear)
 
 def build(layer: type[nn.Module], p: float = 0.5, **options: object) -> nn.Module:
     if layer is DropConnectLinear:
-        return DropConnectLinear(5, 3, p=p, **options)  # type: ignore[arg-type]
+        return DropConnectLinear(5, 3, p=p, **options)  # type: ignore[arg-type] # as given
     return layer(p, **options)
 
 

@@ -178,4 +178,4 @@ def test_a_convolution_in_eval_mode_or_at_rate_zero_is_the_plain_one() -> None:
     assert torch.equal(layer.eval()(x), plain(x))
     torch.testing.assert_close(off.train()(x), plain(x))
     with pytest.raises(InvalidPlan, match="padding = 'same' is a word; give it as numbers"):
-        DropConnectConv2d(1, 1, 3, padding="same")  # type: ignore[arg-type]
+        DropConnectConv2d(1, 1, 3, padding="same")  # type: ignore[arg-type] # that is the test

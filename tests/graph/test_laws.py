@@ -24,11 +24,11 @@ RATES = (0.1, 0.5)
 def tensors(result: object) -> list[Tensor]:
     if isinstance(result, Tensor):
         return [result]
-    return list(result) if isinstance(result, tuple) else list(result.values())  # type: ignore[attr-defined]
+    return list(result) if isinstance(result, tuple) else list(result.values())  # type: ignore[attr-defined] # a dict
 
 
 def means(prediction: object) -> list[Tensor]:
-    return [quantities["mean"] for quantities in prediction.outputs.values()]  # type: ignore[attr-defined]
+    return [quantities["mean"] for quantities in prediction.outputs.values()]  # type: ignore[attr-defined] # a Prediction
 
 
 def plans(predictor: Predictor) -> Iterator[dict[str, object]]:
@@ -75,7 +75,7 @@ def test_with_every_site_off_it_is_the_eval_network(specimen: Specimen, predicto
 def test_every_way_of_running_passes_is_the_whole_graph(specimen: Specimen, predictor: Predictor) -> None:
     """Trunk and suffix, folded, vmapped and looped, against the uncut graph run pass by pass, on 1 and 4 rows."""
     for plan in plans(predictor):
-        compiled = Compiled(predictor._captured, make_plan(predictor.sites, **plan))  # type: ignore[arg-type]
+        compiled = Compiled(predictor._captured, make_plan(predictor.sites, **plan))  # type: ignore[arg-type] # a plan
         for rows in (4, 1) if not specimen.coupled else (4,):
             compare_modes(compiled, predictor._captured, specimen.inputs(rows))
 

@@ -29,7 +29,7 @@ class Branch(nn.Module):
 
 def samples(predictor: Predictor, inputs: tuple[Tensor, ...], **plan: object) -> Tensor:
     """Return the passes of the one output [S, B, …]."""
-    found = predictor.predict(inputs, passes=4000, quantities=["samples"], **plan)  # type: ignore[arg-type]
+    found = predictor.predict(inputs, passes=4000, quantities=["samples"], **plan)  # type: ignore[arg-type] # a plan
     return found.outputs["output"]["samples"].movedim(1, 0).double()
 
 

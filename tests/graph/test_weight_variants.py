@@ -147,7 +147,7 @@ def test_a_table_of_positions_holds_no_words() -> None:
 @pytest.mark.parametrize("make", [features, sequence])
 @pytest.mark.parametrize("variant", ["variational-b", "shakeout"])
 def test_noise_of_inputs_is_the_hand_written_layers(variant: str, make: object) -> None:
-    network, inputs = nn.Linear(WIDTH, 4).eval(), make(3)  # type: ignore[operator]
+    network, inputs = nn.Linear(WIDTH, 4).eval(), make(3)  # type: ignore[operator] # a maker of inputs
     predictor = Predictor.capture(network, inputs)
     noise = noises(predictor, inputs, variant)[0][:, 0]
     x, sign = inputs[0], network.weight.sign()
@@ -182,7 +182,7 @@ def test_moments_of_units_serve_one_use_on_rows_and_features_only(network: nn.Mo
 @pytest.mark.parametrize("variant", ["variational-b", "shakeout"])
 @pytest.mark.parametrize(("network", "make"), [(RawParameter(), features), (TiedWeights(), tokens)])
 def test_noise_of_inputs_is_refused_where_inputs_cannot_be_told(network: nn.Module, make: object, variant: str) -> None:
-    inputs = make(2)  # type: ignore[operator]
+    inputs = make(2)  # type: ignore[operator] # a maker of inputs
     predictor = Predictor.capture(network.eval(), inputs)
 
     with pytest.raises(InvalidPlan, match=r"not every use of this weight is a linear layer's; .* 'dropconnect'"):
