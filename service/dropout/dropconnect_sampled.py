@@ -6,7 +6,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from service.dropout.dropconnect import product_variance
-from service.dropout.noise import Shape, Stream
 from service.dropout.variant import Kind, SampledProduct
 
 
@@ -26,18 +25,6 @@ class DropConnectSampled(SampledProduct):
     variance_form = "(p / q) (W² x² + b²)"
     reference = "Wan et al. 2013, ICML, Algorithm 2"
     kinds = frozenset({Kind.WEIGHT})
-
-    def draw(self, stream: Stream, shape: Shape) -> Tensor:
-        """Draw z [S, R, out]."""
-        return stream.normal(shape[:1]).float()
-
-    def moments(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return (W x + b, (p / q)(W² x² + b²)), each [B, out]."""
-        return self.mean(x, weight, bias), self.variance(x, weight, bias)
-
-    def apply(self, mean: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
-        """Return mean + √variance ∘ z."""
-        return mean + variance.sqrt() * noise
 
     def mean(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return W x + b."""

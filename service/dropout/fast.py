@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from service.dropout.noise import Shape, Stream
 from service.dropout.variant import Kind, SampledProduct
 
 
@@ -23,20 +22,8 @@ class Fast(SampledProduct):
     shared = "all rows in scope pass"
     mean_form = "W x + b"
     variance_form = "(p / q) W² x²"
-    reference = "Wang et al. 2013, ICML"
+    reference = "Wang & Manning 2013, ICML"
     kinds = frozenset({Kind.WEIGHT})
-
-    def draw(self, stream: Stream, shape: Shape) -> Tensor:
-        """Draw z [S, R, out]."""
-        return stream.normal(shape[:1]).float()
-
-    def moments(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return (W x + b, (p / q) W² x²), each [B, out]."""
-        return self.mean(x, weight, bias), self.variance(x, weight, bias)
-
-    def apply(self, mean: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
-        """Return mean + √variance ∘ z."""
-        return mean + variance.sqrt() * noise
 
     def mean(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return W x + b."""

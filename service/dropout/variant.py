@@ -165,17 +165,21 @@ class MaskedWeight(WeightVariant):
 
 @dataclass(frozen=True)
 class SampledProduct(WeightVariant):
-    """A weight variant that draws u from its first two moments, pass by pass."""
+    """A weight variant that draws each unit's u from its first two moments, pass by pass."""
 
     joint = False
 
-    @abstractmethod
+    def draw(self, stream: Stream, shape: Shape) -> Tensor:
+        """Draw z ~ N(0, 1), one for each unit [S, R, out]."""
+        return stream.normal(shape[:1]).float()
+
     def moments(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return mean and variance of u [B, out]; shared by all passes where x is."""
+        return self.mean(x, weight, bias), self.variance(x, weight, bias)
 
-    @abstractmethod
     def apply(self, mean: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
-        """Return u = mean + √variance · noise [S?, B, out]."""
+        """Return u = mean + √variance · z [S?, B, out]."""
+        return mean + variance.sqrt() * noise
 
 
 def scaled_keep(stream: Stream, q: float, shape: Shape) -> Tensor:

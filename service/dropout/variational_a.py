@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from service.dropout.noise import Shape, Stream
 from service.dropout.operator import register
 from service.dropout.variant import Kind, SampledProduct
 from service.errors import InvalidPlan
@@ -29,18 +28,6 @@ class VariationalA(SampledProduct):
     variance_form = "(p / q) W² x²"
     reference = "Kingma et al. 2015, NIPS (arXiv 1506.02557)"
     kinds = frozenset({Kind.WEIGHT})
-
-    def draw(self, stream: Stream, shape: Shape) -> Tensor:
-        """Draw z [S, R, out]."""
-        return stream.normal(shape[:1]).float()
-
-    def moments(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return (W x + b, α W² x²), each [B, out]."""
-        return self.mean(x, weight, bias), self.variance(x, weight, bias)
-
-    def apply(self, mean: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
-        """Return mean + √variance ∘ z."""
-        return mean + variance.sqrt() * noise
 
     def mean(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return W x + b."""
