@@ -30,9 +30,14 @@ class Kind(StrEnum):
     BRANCHES = "branches"
     CONV = "convolution"
     EMBEDDING = "embedding"
+    HIDDEN = "hidden"
+    SELU = "self-normalising"
+    INPUT = "input"
+    ADDITION = "addition"
 
 
-ELEMENTWISE = frozenset({Kind.ACTIVATION, Kind.ATTENTION, Kind.RECURRENT, Kind.RESIDUAL})
+HIDDEN = frozenset({Kind.HIDDEN, Kind.SELU})
+ELEMENTWISE = HIDDEN | {Kind.ACTIVATION, Kind.ATTENTION, Kind.RECURRENT, Kind.RESIDUAL, Kind.INPUT}
 
 
 @dataclass(frozen=True)

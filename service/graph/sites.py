@@ -111,16 +111,16 @@ class Canon:
 
     def place(
         self, at: fx.Node, x: fx.Node, dims: Dims, kind: Kind, variant: str | None, p: float | None, what: str,
-        inplace: bool = False, parameters: tuple[tuple[str, float], ...] = (),
+        inplace: bool = False, parameters: tuple[tuple[str, float], ...] = (), before: fx.Node | None = None,
     ) -> fx.Node:  # fmt: skip
-        """Insert a site on x before node `at`, named after the module that `at` came from."""
+        """Insert a site on x before node `at`, or another one, named after the module that `at` came from."""
         try:
             batch = find_batch(dims)
         except ValueError as error:
             raise CaptureFailed(f"{place_of(at)}: {error}; put the batch on an axis of its own") from None
         shape = row_dims(dims, batch)
         site = Site(self.name(at, what), kind, self.plain(shape), variant, p, parameters)
-        with self.graph.inserting_before(at):
+        with self.graph.inserting_before(before or at):
             node = self.graph.call_function(activation_site, (x, True) if inplace else (x,))
         value = {"val": x.meta["val"]} if "val" in x.meta else {}
         node.meta = {**_without_value(at), **value, SITE: LocatedSite(site, dims, batch)}
@@ -129,7 +129,7 @@ class Canon:
     def name(self, node: fx.Node, what: str) -> str:
         """Return module path (and what, where the module is not that very thing) with the call's ordinal."""
         path, cls = module_of(node)
-        base = path if path and _is_own_module(cls, what) else f"{path}.{what}".lstrip(".")
+        base = path if path and _is_own_module(cls) else f"{path}.{what}".lstrip(".")
         self.names[base] += 1
         return base if self.names[base] == 1 else f"{base}#{self.names[base]}"
 
@@ -158,6 +158,7 @@ def _without_value(node: fx.Node) -> dict[str, Any]:
     return {key: value for key, value in node.meta.items() if key != "val"}
 
 
-def _is_own_module(cls: str, what: str) -> bool:
-    short = cls.rsplit(".", 1)[-1].lower()
-    return "drop" in short or "stochasticdepth" in short
+def _is_own_module(cls: str) -> bool:
+    module, _, short = cls.lower().rpartition(".")
+    is_activation = module == "torch.nn.modules.activation" and short != "multiheadattention"
+    return "drop" in short or "stochasticdepth" in short or is_activation

@@ -13,6 +13,7 @@ from service.dropout import BY_NAME, Kind
 from service.dropout.targeted_weights import pruned
 from service.graph.nodes import node_operand, operand, value_of
 from service.graph.program import STATE_NAME
+from service.graph.recurrent import RECURRENT
 from service.graph.shapes import BatchAxis, find_batch
 from service.graph.sites import Canon, Site, Trained
 
@@ -24,6 +25,7 @@ _CONVOLUTIONS = {
 }
 LINEAR = aten.linear.default
 _PRODUCTS = {aten.matmul.default, aten.mm.default, aten.addmm.default}
+_WEIGHTED = {*RECURRENT, aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 _TRANSPOSES = {aten.t.default, aten.transpose.int, aten.permute.default, aten.numpy_T.default}
 
 
@@ -65,6 +67,11 @@ def find_weights(canon: Canon) -> tuple[WeightSite, ...]:
             found.setdefault(parameter, []).append(Use(node, _bias_of(node)))
     weights = tuple(_weight_site(canon, parameter, tuple(uses)) for parameter, uses in found.items())
     return weights + find_tables(canon, frozenset(site.site.name for site in weights))
+
+
+def is_product(node: fx.Node) -> bool:
+    """Tell whether a node is a layer with weights of its own."""
+    return node.target in _WEIGHTED or _weight_of(node) is not None
 
 
 def _weight_of(node: fx.Node) -> fx.Node | None:
