@@ -5,8 +5,6 @@ Any axes may come before the pooled ones, which are the last. What padding adds 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -123,14 +121,16 @@ def taps(x: Tensor, window: Window, fill: float) -> list[Tensor]:
     spare = window.stride if window.ceil else (1,) * window.dims
     around = [(add, add + more - 1) for add, more in zip(window.padding, spare, strict=True)]
     padded = F.pad(x, [size for pair in reversed(around) for size in pair], value=fill)
-    counts = window.outputs(x.shape[-window.dims :])
-    places = (range(0, size * gap, gap) for size, gap in zip(window.kernel, window.dilation, strict=True))
-    return [padded[_strided(offsets, counts, window.stride)] for offsets in product(*places)]
-
-
-def _strided(offsets: Sequence[int], counts: Sequence[int], steps: Sequence[int]) -> tuple[Any, ...]:
-    axes = zip(offsets, counts, steps, strict=True)
-    return (..., *(slice(at, at + (count - 1) * step + 1, step) for at, count, step in axes))
+    first = x.dim() - window.dims
+    for axis, (width, step) in enumerate(zip(window.widths, window.stride, strict=True)):
+        padded = padded.unfold(first + axis, width, step)  # [..., *outputs, *widths] in the end
+    if window.ceil:
+        for axis, count in enumerate(window.outputs(x.shape[first:])):
+            padded = padded.narrow(first + axis, 0, count)
+    found = [padded]
+    for gap in window.dilation:
+        found = [tap for each in found for tap in each.movedim(x.dim(), 0)[::gap]]
+    return found
 
 
 def _for_each(dims: int, size: Sizes) -> tuple[int, ...]:

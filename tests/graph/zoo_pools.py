@@ -54,6 +54,17 @@ class Volumes(nn.Module):
         return self.head(self.pool(torch.stack([x, x.square()], 2)).flatten(1))
 
 
+class RowsSecond(nn.Module):
+    """Channels in front of the rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool, self.head = MaxPoolDropout1d(2, p=0.4), nn.Linear(WIDTH // 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(x.transpose(0, 1)).transpose(0, 1)).mean(1)
+
+
 class PooledTable(nn.Module):
     """A learned table that has no batch axis, pooled."""
 
@@ -74,6 +85,7 @@ POOLS = (
     Specimen("max-pooling dropout, windows overlap", lambda: pooled(MaxPoolDropout2d(3, 2, 1, p=0.4), 3), image),
     Specimen("max-pooling dropout of frames", PooledFrames, video),
     Specimen("max-pooling dropout of volumes", Volumes, image),
+    Specimen("max-pooling dropout, batch on axis 1", RowsSecond, sequence),
     Specimen("max-pooling dropout without a batch axis", PooledTable, sequence),
     Specimen("stochastic pooling beyond the end", lambda: pooled(StochasticPool2d(4, ceil_mode=True), 2), image),
     Specimen("stochastic pooling, called twice", PooledSequence, sequence),
