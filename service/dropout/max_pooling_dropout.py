@@ -10,6 +10,8 @@ from service.dropout.operator import register
 from service.dropout.variant import Kind, PoolVariant
 from service.dropout.windows import GEOMETRY, PoolingLayer, Sizes, Window, maximum, taps
 
+_NOWHERE = float("-inf")  # what padding adds, by a layer or by hand: no input, so nothing to drop
+
 
 @dataclass(frozen=True)
 class MaxPoolingDropout(PoolVariant):
@@ -36,7 +38,7 @@ class MaxPoolingDropout(PoolVariant):
 
     def apply(self, x: Tensor, noise: Tensor, window: Window) -> Tensor:
         """Return the maximum of noise ∘ x in each window."""
-        return maximum(x * noise, window)
+        return maximum(torch.where(x == _NOWHERE, x, x * noise), window)
 
     def mean(self, x: Tensor, window: Window) -> Tensor:
         """Return Σ q pⁿ⁻ⁱ a₍ᵢ₎, the paper's probabilistic weighted pooling."""
@@ -47,10 +49,10 @@ class MaxPoolingDropout(PoolVariant):
         return self._moment(x, window, 2) - self.mean(x, window).square()
 
     def _moment(self, x: Tensor, window: Window, power: int) -> Tensor:
-        falling = torch.stack(taps(x, window, float("-inf")), -1).sort(dim=-1, descending=True).values
+        falling = torch.stack(taps(x, window, _NOWHERE), -1).sort(dim=-1, descending=True).values
         places = torch.arange(falling.shape[-1], device=x.device, dtype=x.dtype)
         won = falling.clamp_min(0).pow(power) * (self.q * self.p**places)
-        inputs = torch.stack(taps(x.new_ones(x.shape[-window.dims :]), window, 0.0)).sum(0)
+        inputs = (falling != _NOWHERE).sum(-1)
         return won.sum(-1) + torch.pow(self.q, inputs) * falling[..., 0].clamp_max(0).pow(power)
 
 
@@ -59,7 +61,8 @@ def _forward(
     train: bool,
 ) -> Tensor:  # fmt: skip
     window = Window.of(len(kernel), kernel, stride, padding, dilation, ceil)
-    return maximum(x * (torch.rand_like(x) >= p), window) if train else MaxPoolingDropout(p).mean(x, window)
+    variant = MaxPoolingDropout(p)
+    return variant.apply(x, (torch.rand_like(x) >= p).to(x.dtype), window) if train else variant.mean(x, window)
 
 
 max_pooling_dropout = register(f"max_pooling_dropout(Tensor x, {GEOMETRY}, float p, bool train) -> Tensor", _forward)

@@ -49,12 +49,17 @@ def place_pool(canon: Canon, node: fx.Node) -> None:
     """Rewrite a pooling layer of ours to a site that is its eval form where it is off.
 
     Raises:
-        CaptureFailed: Rows stand on an axis that it pools.
+        CaptureFailed: Its window is computed or impossible, or rows stand on an axis that it pools.
     """
     name, x = _TRAINED[node.target], node_operand(node)
     variant = BY_NAME[name]
     p = float_operand(node, _RATE) if variant.rated else None
-    window = _window(node, len(operand(node, 1)))
+    if node.all_input_nodes != [x]:
+        raise CaptureFailed(f"{place_of(node)}: its window is computed; give it as plain numbers")
+    try:
+        window = _window(node, len(operand(node, 1)))
+    except ValueError as error:
+        raise CaptureFailed(f"{place_of(node)}: {error}") from None
     if not _leaves_rows_alone(canon, x, window):
         raise CaptureFailed(f"{place_of(node)}: it pools over rows; put the batch on the first axis")
     _place(canon, node, window, (name,) if p is None else (name, p), p)
@@ -63,7 +68,7 @@ def place_pool(canon: Canon, node: fx.Node) -> None:
 def find_pools(canon: Canon) -> None:
     """Make a site of each stock max pooling of a pure program that pools no rows; it stays itself where it is off."""
     for node in list(canon.graph.nodes):
-        if node.target in _STOCK and "val" in node.meta and "val" in node_operand(node).meta:
+        if node.target in _STOCK and _is_plain(node):
             window = _window(node, _STOCK[node.target])
             if _leaves_rows_alone(canon, node_operand(node), window, needs_rows=True):
                 _place(canon, node, window)
@@ -72,7 +77,7 @@ def find_pools(canon: Canon) -> None:
 
 def make_stock(node: fx.Node) -> None:
     """Let a site be the plain max pooling again, and no site."""
-    node.target = next(target for target, dims in _STOCK.items() if dims == len(node.args[1]))  # type: ignore[arg-type]
+    node.target = next(target for target, dims in _STOCK.items() if dims == len(node.args[1]))  # type: ignore[arg-type] # a list, as we wrote it
     node.args = node.args[:_RATE]
     del node.meta[SITE]
 
@@ -89,6 +94,12 @@ def _place(canon: Canon, node: fx.Node, window: Window, trained: tuple[Any, ...]
 def _window(node: fx.Node, dims: int) -> Window:
     stride, padding, dilation, ceil = (operand(node, at, default) for at, default in enumerate(((), 0, 1, False), 2))
     return Window.of(dims, operand(node, 1), stride, padding, dilation, ceil)
+
+
+def _is_plain(node: fx.Node) -> bool:
+    """Tell whether a pooling is of floats, by a window of plain numbers, and its shapes are known."""
+    known = "val" in node.meta and "val" in node_operand(node).meta and value_of(node).dtype.is_floating_point
+    return known and node.all_input_nodes == [node_operand(node)]
 
 
 def _leaves_rows_alone(canon: Canon, x: fx.Node, window: Window, needs_rows: bool = False) -> bool:

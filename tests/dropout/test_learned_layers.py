@@ -11,6 +11,8 @@ from service.dropout import (
     ConcreteDropout,
     LayerDropPath,
     Masksembles1d,
+    MaxDrop2d,
+    MaxPoolDropout2d,
     ShakeDrop,
     ShakeDropPath,
     ShakeShakeMix,
@@ -18,6 +20,7 @@ from service.dropout import (
     SpatialConcreteDropout,
     StandoutGate,
     StandoutLinear,
+    StochasticPool2d,
 )
 from service.errors import InvalidPlan
 
@@ -172,6 +175,11 @@ class Shaken(nn.Module):
         return self.c(x + (self.drop(f1, f2) if isinstance(self.drop, ShakeShakeMix) else self.drop(f1)))
 
 
+def of_maps(*layers: nn.Module) -> nn.Module:
+    maps = nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 8, 3, padding=1), nn.ReLU()
+    return nn.Sequential(*maps, *layers, nn.Flatten(), nn.Linear(128, 10))
+
+
 NETWORKS = {
     "concrete": lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), ConcreteDropout(), nn.Linear(64, 10)),
     "masksembles": lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), Masksembles1d(64), nn.Linear(64, 10)),
@@ -179,6 +187,9 @@ NETWORKS = {
     "layer-drop": lambda: Shaken(LayerDropPath()),
     "shake-drop": lambda: Shaken(ShakeDropPath()),
     "shake-shake": lambda: Shaken(ShakeShakeMix()),
+    "max-pooling dropout": lambda: of_maps(MaxPoolDropout2d(2)),
+    "stochastic pooling": lambda: of_maps(StochasticPool2d(2)),
+    "max-drop": lambda: of_maps(MaxDrop2d(), nn.MaxPool2d(2)),
 }
 
 

@@ -101,6 +101,20 @@ def test_moments_of_max_pooling_dropout_are_those_over_all_masks(shift: float, p
     torch.testing.assert_close(variant.variance(x, window), (weights * (y - mean) ** 2).sum(0))
 
 
+def test_what_is_padded_by_hand_is_no_input_either() -> None:
+    x, window, variant = (
+        torch.tensor([[-1.0, -2.0]], dtype=torch.float64),
+        Window.of(1, 2, 1, 1),
+        MaxPoolingDropout(0.3),
+    )
+    by_hand, plain = F.pad(x, (1, 1), value=float("-inf")), Window.of(1, 2, 1)
+    noise = variant.draw(stream(50), (4,)).double()
+
+    for moment in (variant.mean, variant.variance):
+        torch.testing.assert_close(moment(by_hand, plain), moment(x, window))
+    torch.testing.assert_close(variant.apply(by_hand, noise, plain), variant.apply(x, noise[..., 1:3], window))
+
+
 def test_at_a_rate_of_zero_max_pooling_dropout_is_max_pooling_of_any_input() -> None:
     x, window = positive((2, 3, 8, 8)) - 1.5, Window.of(2, 3, 2, 1)
 

@@ -174,6 +174,26 @@ def test_a_pooling_whose_places_are_asked_for_is_no_site() -> None:
     assert pools(module, image(2)) == []
 
 
+def test_a_pooling_of_whole_numbers_is_no_site() -> None:
+    module = Written(lambda m, x: m.head(F.max_pool2d((x * 9).long(), 3).float().flatten(1)))
+
+    assert pools(module, image(2)) == []
+
+
+@pytest.mark.parametrize(("at", "size", "says"), [(3, 2, "is more than half of windows"), (2, None, "is computed")])
+def test_a_window_that_no_layer_makes_is_refused_where_it_stands(at: int, size: int | None, says: str) -> None:
+    with torch.no_grad():
+        shapes = ({0: Dim("batch")},)
+        program = export(nn.Sequential(StochasticPool2d(2)).train(), (torch.randn(2, 1, 6, 6),), dynamic_shapes=shapes)
+    (node,) = program.graph.find_nodes(op="call_function", target=torch.ops.thinnet.stochastic_pooling.default)
+    with program.graph.inserting_before(node):
+        computed = program.graph.call_function(torch.ops.aten.sym_size.int, (node.args[0], 2))
+    node.update_arg(at, [computed if size is None else size] * 2)
+
+    with pytest.raises(CaptureFailed, match=says):
+        from_program(program)
+
+
 def over_rows(module: Written, x: Tensor) -> Tensor:
     """Pool windows of one over [features, rows]."""
     pool = module.layer or nn.MaxPool2d(1)
