@@ -3,6 +3,8 @@
 from service.dropout.alpha import Alpha
 from service.dropout.bernoulli import Bernoulli
 from service.dropout.concrete import Concrete, ConcreteDropout, SpatialConcrete, SpatialConcreteDropout
+from service.dropout.cutout import Cutout, Cutout2d
+from service.dropout.drop_block import DropBlock, DropBlock2d
 from service.dropout.drop_path import DropPath
 from service.dropout.dropconnect import DropConnect, DropConnectLinear
 from service.dropout.dropconnect_conv import DropConnectConv2d
@@ -50,6 +52,8 @@ VARIANTS: tuple[type[Variant], ...] = (
     TargetedWeights,
     TargetedUnits,
     WordDropout,
+    DropBlock,
+    Cutout,
 )
 BY_NAME: dict[str, type[Variant]] = {variant.name: variant for variant in VARIANTS}
 
@@ -60,6 +64,10 @@ __all__ = [
     "Bernoulli",
     "Concrete",
     "ConcreteDropout",
+    "Cutout",
+    "Cutout2d",
+    "DropBlock",
+    "DropBlock2d",
     "DropConnect",
     "DropConnectConv2d",
     "DropConnectLinear",

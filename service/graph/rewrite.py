@@ -16,6 +16,7 @@ from service.dropout import DropConnect, DropConnectSampled, Variant
 from service.dropout.variant import ActivationVariant, MaskedWeight, PairedVariant, SampledProduct
 from service.errors import InvalidPlan
 from service.graph.capture import Captured
+from service.graph.images import check_image
 from service.graph.layout import LAYOUT, Layout
 from service.graph.nodes import node_operand, value_of
 from service.graph.program import STATE_NAME
@@ -191,6 +192,8 @@ class _Writer:
                 variant, layout = plan[located.site.name], node.meta[LAYOUT]
                 if layout.entangled or any(each.meta[LAYOUT] != layout for each in node.all_input_nodes):
                     raise InvalidPlan(f"site {located.site.name!r}: rows cannot be told apart there; switch it off")
+                if variant.on_images:
+                    check_image(node, variant.name)
                 dims = row_dims(located.dims, located.batch)
                 has_rows = layout.batch is not None
                 noise = self._noise(located.site.name, variant, dims, has_rows, located.channel_axes)

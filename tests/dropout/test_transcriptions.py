@@ -5,10 +5,11 @@ from math import log, sqrt
 import numpy as np
 import pytest
 import torch
-from bench import BIAS, FEATURES, PASSES, SAMPLED, WEIGHT, U, X, at_rate, outputs, stream
+from bench import BIAS, FEATURES, MAPS, PASSES, SAMPLED, WEIGHT, U, X, at_rate, outputs, stream
 from laws import SIGMAS, variance_error
 from numpy.typing import NDArray
 from transcriptions import ACTIVATIONS, PAIRS, WEIGHTS
+from transcriptions import MAPS as ON_MAPS
 
 from service.dropout import (
     BY_NAME,
@@ -37,6 +38,8 @@ def papers(name: str, p: float) -> Passes:
     rng = np.random.default_rng(11)
     if name in ACTIVATIONS:
         return ACTIVATIONS[name](rng, PASSES, p, X[0].double().numpy()).reshape(PASSES, -1)
+    if name in ON_MAPS:
+        return ON_MAPS[name](rng, PASSES, p, MAPS[0].double().numpy()).reshape(PASSES, -1)
     if name in PAIRS:
         return PAIRS[name](rng, PASSES, U[0].double().numpy(), X[0].double().numpy()).reshape(PASSES, -1)
     given = (each.double().numpy() for each in (FEATURES[0], WEIGHT, BIAS))
@@ -60,7 +63,7 @@ def ks_limit(a: int, b: int) -> float:
 
 
 def test_every_variant_has_a_transcription() -> None:
-    assert {*ACTIVATIONS, *PAIRS, *WEIGHTS} == set(NAMES)
+    assert {*ACTIVATIONS, *ON_MAPS, *PAIRS, *WEIGHTS} == set(NAMES)
 
 
 @pytest.mark.parametrize("p", RATES)
