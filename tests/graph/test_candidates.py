@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from modes import compare_modes
-from specimen import Specimen
+from moments import assert_same_moments
+from specimen import Block, Specimen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,31 +17,6 @@ from service.graph.compiled import Compiled
 from service.plan import fitting, make_plan
 
 CANDIDATES = (Kind.HIDDEN, Kind.SELU, Kind.INPUT, Kind.ADDITION)
-
-
-class Block(nn.Module):
-    """The basic block of a residual network (He et al. 2016)."""
-
-    def __init__(self, inner: int, outer: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False), nn.BatchNorm2d(outer)
-        self.conv2, self.bn2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False), nn.BatchNorm2d(outer)
-        self.relu = nn.ReLU(inplace=True)
-        self.shortcut = (
-            nn.Identity()
-            if stride == 1
-            else nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer))
-        )
-
-    def branch(self, x: Tensor) -> Tensor:
-        result: Tensor = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        return result
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.branch(x)
-        y += self.shortcut(x)
-        result: Tensor = self.relu(y)
-        return result
 
 
 def residual_network() -> nn.Sequential:
@@ -169,13 +145,3 @@ def test_every_candidate_of_a_residual_network_is_a_loop_written_by_hand() -> No
         theirs = by_hand(x.expand(10_000, -1, -1, -1))
 
     assert_same_moments(mine.mean[0], mine.variance[0], theirs)
-
-
-def assert_same_moments(mean: Tensor, variance: Tensor, theirs: Tensor) -> None:
-    """Compare with draws [N, …] within 5 standard errors of both samples of N."""
-    n, centred = len(theirs), theirs - theirs.mean(0)
-    spread = (2 * centred.pow(4).mean(0) / n).sqrt()
-
-    assert ((mean - theirs.mean(0)).abs() < 5 * (2 * theirs.var(0) / n).sqrt()).all()
-    assert (variance > 0).all()
-    assert ((variance - theirs.var(0)).abs() < 5 * spread).all()
