@@ -76,7 +76,7 @@ def replace_blocks(canon: Canon, noise: fx.Node) -> None:
     """
     pooled = _next(_next(noise, "pad"), "max_pool2d")
     mask = _next(pooled, "rsub")
-    if pooled is None or mask is None or operand(mask, 1) != 1:
+    if pooled is None or mask is None or tuple(mask.args[1:]) != (1,) or mask.kwargs:
         _refuse(noise)
     product = _product(mask)
     total = _of(list(mask.users), "sum")
@@ -114,7 +114,9 @@ def _variant(canon: Canon, noise: fx.Node, product: fx.Node, mask: fx.Node) -> D
     padded = node_operand(pooled)
     seeds, dims = canon.dims(noise), canon.dims(product)
     block = _side(pooled)
-    if block is None or len(dims) != 4 or dims != canon.dims(mask) or not _are_fixed(dims[1:]):
+    if block is None or len(dims) != 4 or not _are_fixed(dims[1:]):
+        return None
+    if not dims == canon.dims(mask) == canon.dims(node_operand(product)):
         return None
     inside = tuple(size - block + 1 for size in dims[2:])
     margins = tuple(operand(padded, 1))
@@ -134,7 +136,7 @@ def _side(pooled: fx.Node) -> int | None:
     window, stride, padding = (tuple(operand(pooled, index, ())) for index in (1, 2, 3))
     block = window[0] if window else 0
     plain = window == (block, block) and set(stride) == {1} and set(padding) == {block // 2}
-    return int(block) if plain and block % 2 and len(pooled.args) < 5 else None
+    return int(block) if plain and block % 2 and len(pooled.args) < 5 and not pooled.kwargs else None
 
 
 def _are_fixed(dims: Dims) -> bool:

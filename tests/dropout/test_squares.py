@@ -1,5 +1,7 @@
 """Variants and layers that drop squares of images: where the squares lie, and nothing that ties rows together."""
 
+import warnings
+
 import pytest
 import squares
 import torch
@@ -161,6 +163,19 @@ def test_in_eval_mode_it_is_the_identity_and_a_vector_is_refused(layer: nn.Modul
     assert torch.equal(layer.eval()(x), x)
     with pytest.raises(ValueError, match=rf"{type(layer).__name__} needs .* \[B, C, H, W\]; got the shape \(3, 2\)"):
         layer(x[:, :, 0, 0])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layer", [DropBlock2d(0.4, 3, coupled=True), Cutout2d(3)])
+def test_an_exported_layer_is_one_node_that_holds_its_parameters(layer: nn.Module, training: bool) -> None:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch.export's own deprecations
+        program = torch.export.export(nn.Sequential(layer).train(training), (torch.randn(4, 2, 6, 6),))
+    (node,) = (node for node in program.graph.nodes if node.op == "call_function")
+    given = (0.4, 3, True, False, training) if isinstance(layer, DropBlock2d) else (3, training)
+
+    assert node.args[1:] == given
+    assert torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 @pytest.mark.parametrize("layer", [DropBlock2d(0.4, 3), Cutout2d(3)])
