@@ -3,6 +3,8 @@
 from service.dropout.alpha import Alpha
 from service.dropout.bernoulli import Bernoulli
 from service.dropout.concrete import Concrete, ConcreteDropout, SpatialConcrete, SpatialConcreteDropout
+from service.dropout.cutout import Cutout, Cutout2d
+from service.dropout.drop_block import DropBlock, DropBlock2d
 from service.dropout.drop_path import DropPath
 from service.dropout.dropconnect import DropConnect, DropConnectLinear
 from service.dropout.dropconnect_conv import DropConnectConv2d
@@ -69,6 +71,8 @@ VARIANTS: tuple[type[Variant], ...] = (
     MaxDrop,
     MaxDropChannel,
     MaskedMaxPooling,
+    DropBlock,
+    Cutout,
 )
 BY_NAME: dict[str, type[Variant]] = {variant.name: variant for variant in VARIANTS}
 
@@ -79,6 +83,10 @@ __all__ = [
     "Bernoulli",
     "Concrete",
     "ConcreteDropout",
+    "Cutout",
+    "Cutout2d",
+    "DropBlock",
+    "DropBlock2d",
     "DropConnect",
     "DropConnectConv2d",
     "DropConnectLinear",

@@ -63,6 +63,9 @@ class Variant(ABC):
     per_channel: ClassVar[bool] = False
     """Whether each channel, the first axis of a row, has one draw for all its positions."""
 
+    on_images: ClassVar[bool] = False
+    """Whether it acts on images [C, H, W] alone, and not on other tensors of three axes."""
+
     rated: ClassVar[bool] = True
     """Whether it has a rate; one without declares `p: float = field(default=0.0, init=False)`."""
 

@@ -14,6 +14,9 @@
 | max_drop(x, p, …)                               | site(x)                                         |
 | dropconnect_linear(x, W, b, p, …) and relatives | linear(x, W, b), the site being W               |
 | targeted_linear(x, W, b, p, γ, …)               | linear(x, pruned(W), b), the site being W       |
+| drop_block(x, p, size, …)                       | site(x)                                         |
+| cutout(x, size, _)                              | site(x)                                         |
+| bernoulli_ → pad → max_pool2d → 1 - · → …       | site(x): torchvision                            |
 | word_dropout_embedding(W, i, …)                 | embedding(W, i), the site being W               |
 | bernoulli_(empty, q) → div_(·, q) → mul(x, ·)   | site(x): timm, torchvision                      |
 | rand + q → floor_ → mul(div(x, q), ·)           | site(x): Hugging Face                           |
@@ -29,6 +32,7 @@ from torch import Tensor, fx
 
 from service.dropout import BY_NAME, Kind
 from service.errors import CaptureFailed
+from service.graph.blocks import cut_out, drop_blocks, makes_squares, refuse_squares, replace_blocks
 from service.graph.branches import drop_layer, shake_branch
 from service.graph.masks import choose_mask
 from service.graph.nodes import float_operand, getitems, node_operand, operand, place_of
@@ -127,6 +131,9 @@ def _max_drop(canon: Canon, node: fx.Node) -> None:
 
 def _bernoulli_path(canon: Canon, node: fx.Node) -> None:
     """Claim x · (b / q) where b ~ Bernoulli(q) has one entry for each row, or one for all."""
+    if makes_squares(node):
+        replace_blocks(canon, node)
+        return
     q = operand(node, 1, 0.5)
     scaled = _only_user(node, (aten.div_.Tensor, aten.div_.Scalar, *_DIVISIONS))
     if not isinstance(q, float) or scaled is None or operand(scaled, 1) != q or not _one_for_each_row(canon, node):
@@ -139,6 +146,7 @@ def _bernoulli_path(canon: Canon, node: fx.Node) -> None:
 
 def _rand_path(canon: Canon, node: fx.Node) -> None:
     """Claim (x / q) · ⌊q + u⌋ where u ~ U(0, 1) has one entry for each row, or one for all."""
+    refuse_squares(canon, node)
     shifted = _only_user(node, (aten.add.Tensor, aten.add_.Tensor, aten.add.Scalar))
     floored = _only_user(shifted, (aten.floor_.default, aten.floor.default))
     product = _only_user(floored, (aten.mul.Tensor,))
@@ -226,9 +234,12 @@ _REWRITES: tuple[tuple[tuple[Any, ...], _Rewrite], ...] = (
     ((thinnet.masksembles.default,), choose_mask),
     (TRAINED_POOLS, place_pool),
     ((thinnet.max_drop.default,), _max_drop),
+    ((thinnet.drop_block.default,), drop_blocks),
+    ((thinnet.cutout.default,), cut_out),
     (TRAINED_WEIGHTS, place_weight),
     ((aten.bernoulli_.float, aten.bernoulli.p), _bernoulli_path),
     ((aten.rand.default,), _rand_path),
+    ((aten.rand_like.default, aten.bernoulli.default), refuse_squares),
     ((aten.scaled_dot_product_attention.default,), _attention),
     (RECURRENT, unroll_layers),
 )

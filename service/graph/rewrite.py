@@ -16,6 +16,7 @@ from service.dropout import DropConnect, DropConnectSampled, Variant
 from service.dropout.variant import ActivationVariant, MaskedWeight, PairedVariant, PoolVariant, SampledProduct
 from service.errors import InvalidPlan
 from service.graph.capture import Captured
+from service.graph.images import check_image
 from service.graph.layout import LAYOUT, Layout
 from service.graph.nodes import node_operand, value_of
 from service.graph.pools import Pooling
@@ -194,6 +195,8 @@ class _Writer:
                 variant, layout = plan[located.site.name], node.meta[LAYOUT]
                 if layout.entangled or any(each.meta[LAYOUT] != layout for each in node.all_input_nodes):
                     raise InvalidPlan(f"site {located.site.name!r}: rows cannot be told apart there; switch it off")
+                if variant.on_images:
+                    check_image(node, variant.name)
                 is_of_result = isinstance(variant, PoolVariant) and variant.per_window
                 of = captured.symbols.dims(value_of(node)) if is_of_result else located.dims
                 dims = row_dims(of, located.batch)

@@ -29,6 +29,7 @@ ROWS = 3
 
 # Everything is positive, so that shared noise shows as correlation +1, and no two values are equal.
 X = 0.5 + torch.arange(ROWS * CHANNELS * POSITIONS).reshape(ROWS, *SHAPE) * 0.05
+MAPS = 0.5 + torch.arange(ROWS * 24).reshape(ROWS, 2, 3, 4) * 0.02
 U = 0.8 * X - 0.7  # the other tensor of a pair: of both signs, and always below X
 WINDOW = Window.of(1, 3)
 POOLED = (X[..., None] * torch.tensor([0.3, 1.0, 0.6])).flatten(-2)  # windows whose largest is X, alike in all rows
@@ -37,9 +38,19 @@ WEIGHT = torch.tensor([[0.9, -1.1, 0.7, 1.3, -0.8], [-0.5, 1.2, 1.0, -0.7, 0.6],
 BIAS = torch.tensor([1.5, 2.2, 1.8])
 
 
+OPTIONS: dict[str, dict[str, float]] = {"dropblock": {"block_size": 2.0}, "cutout": {"size": 2.0}}
+"""Parameters by variant, where the defaults would leave nothing to see on the bench's small inputs."""
+
+
 def at_rate(variant: type[Variant], p: float) -> Variant:
-    """Return the variant at a rate, or as it is by default where it has none."""
-    return variant(p=p) if variant.rated else variant()
+    """Return the variant at a rate, or without one where it has none."""
+    options = OPTIONS.get(variant.name, {})
+    return variant(p=p, **options) if variant.rated else variant(**options)  # type: ignore[arg-type] # its own fields
+
+
+def given(variant: Variant | type[Variant]) -> Tensor:
+    """Return the activations that the bench gives a variant: images where it takes nothing else."""
+    return MAPS if variant.on_images else X
 
 
 def stream(passes: int = PASSES, rows: range | None = None, *, seed: int = 0, first: int = 0) -> Stream:
@@ -54,7 +65,7 @@ def noise_shape(variant: Variant) -> tuple[int, ...]:
         return tuple(maps(variant).shape[1:])
     if isinstance(variant, PoolVariant) and not variant.per_window:
         return tuple(POOLED.shape[1:])
-    return (OUT, IN + 1) if isinstance(variant, WeightVariant) else SHAPE
+    return (OUT, IN + 1) if isinstance(variant, WeightVariant) else tuple(given(variant).shape[1:])
 
 
 def draw(variant: Variant, numbers: Stream) -> Tensor:
@@ -74,7 +85,8 @@ def act(variant: Variant, noise: Tensor) -> Tensor:
 
 @act.register
 def _(variant: ActivationVariant, noise: Tensor) -> Tensor:
-    return variant.apply(X, noise).expand(len(noise), *X.shape)
+    x = given(variant)
+    return variant.apply(x, noise).expand(len(noise), *x.shape)
 
 
 @act.register
@@ -113,13 +125,14 @@ def closed_forms(variant: Variant) -> tuple[Tensor, Tensor]:
     if isinstance(variant, PoolVariant):
         return variant.mean(POOLED.double(), WINDOW), variant.variance(POOLED.double(), WINDOW)
     if isinstance(variant, ActivationVariant):
-        return variant.mean(X.double()), variant.variance(X.double())
+        x = given(variant).double()
+        return variant.mean(x), variant.variance(x)
     if isinstance(variant, PairedVariant):
         return variant.mean(U.double(), X.double()), variant.variance(U.double(), X.double())
     assert isinstance(variant, WeightVariant)
-    given = FEATURES.double(), WEIGHT.double(), BIAS.double()
+    layer = FEATURES.double(), WEIGHT.double(), BIAS.double()
     variant = all_targets(variant)
-    return variant.mean(*given), variant.variance(*given)
+    return variant.mean(*layer), variant.variance(*layer)
 
 
 def maps(variant: MaxDrop) -> Tensor:

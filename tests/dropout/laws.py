@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import sqrt
 
+import squares
 import torch
 from bench import (
     CHANNELS,
+    MAPS,
     OUT,
     PASSES,
     POSITIONS,
@@ -25,7 +27,7 @@ from bench import (
 from bench import outputs as run
 from torch import Tensor
 
-from service.dropout import Standout, Variant
+from service.dropout import Cutout, DropBlock, Standout, Variant
 from service.dropout.variant import MaskedWeight, WeightVariant
 
 Law = Callable[[Variant], None]
@@ -40,6 +42,8 @@ SHARED_AXES: dict[str, frozenset[str]] = {
     "all rows in scope pass": frozenset(),
     "all units; all uses of the parameter; all rows in scope pass": frozenset(),
     "all weights of a unit; all uses of the parameter; all rows in scope pass": frozenset(),
+    "all positions of a square": frozenset(),
+    "all channels; all positions of the square": frozenset({"channel"}),
     "all features and occurrences of a word": frozenset({"position"}),
 }
 """What each wording of `Variant.shared` means inside a row: the axes along which one draw serves all."""
@@ -193,6 +197,8 @@ def shares(variant: Variant) -> Tensor:
     if isinstance(variant, WeightVariant):
         return torch.eye(OUT).double()
     assert variant.shared in SHARED_AXES, f"sharing: say in SHARED_AXES what {variant.shared!r} means"
+    if isinstance(variant, DropBlock | Cutout):
+        return squares.correlation(variant, MAPS.shape[1:])
     axes = SHARED_AXES[variant.shared]
     channel = torch.ones(CHANNELS, CHANNELS) if "channel" in axes else torch.eye(CHANNELS)
     position = torch.ones(POSITIONS, POSITIONS) if "position" in axes else torch.eye(POSITIONS)

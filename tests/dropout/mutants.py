@@ -16,6 +16,8 @@ from torch import Tensor
 
 from service.dropout import (
     Alpha,
+    Cutout,
+    DropBlock,
     DropConnect,
     DropConnectSampled,
     Fast,
@@ -94,6 +96,8 @@ def keep_and_drop_exchanged(variant: type[Variant]) -> Iterator[Mutant]:
         yield Mutant("p and q exchanged", faulty, laws.the_variance_is_its_closed_form, "variance is", UNEVEN)
     if issubclass(variant, (*AROUND_ONE, SampledProduct)):
         return
+    if issubclass(variant, DropBlock):
+        return
     faulty = _with_noise(variant, lambda self, m: ~m if m.dtype == torch.bool else 1 / self.q - m)
     yield Mutant("mask inverted", faulty, laws.the_mean_is_its_closed_form, "mean is", UNEVEN)
 
@@ -106,7 +110,7 @@ def never_quite_off(variant: type[Variant]) -> Iterator[Mutant]:
 
 
 def missing_scale(variant: type[Variant]) -> Iterator[Mutant]:
-    if issubclass(variant, (*AROUND_ONE, SampledProduct)) or not variant.rated:
+    if issubclass(variant, (*AROUND_ONE, SampledProduct, DropBlock)) or not variant.rated:
         return
     if issubclass(variant, SATURATING):
         faulty = _derived(variant, apply=lambda self, x, noise: variant.apply(self, x, noise) / self.a)
@@ -236,7 +240,7 @@ def passes_confused(variant: type[Variant]) -> Iterator[Mutant]:
     yield Mutant("two passes share a network", pairs, laws.passes_are_independent, "passes: correlation at lag 1")
     relative = _with_numbers(variant, lambda numbers: replace(numbers, first_pass=0))
     yield Mutant("every chunk starts at pass 0", relative, laws.grouping_of_passes_changes_nothing, "grouping")
-    if not issubclass(variant, SATURATING):
+    if not issubclass(variant, (*SATURATING, Cutout)):
         scaled = _with_noise(variant, lambda _, noise: noise / noise.mean())
         yield Mutant("scaled by the chunk's own mean", scaled, laws.grouping_of_passes_changes_nothing, "grouping")
 
@@ -327,6 +331,29 @@ def pool_confused(variant: type[Variant]) -> Iterator[Mutant]:
         yield Mutant("variance without its mean", wrong, laws.the_variance_is_its_closed_form, "variance is")
 
 
+def squares_confused(variant: type[Variant]) -> Iterator[Mutant]:
+    """Scale by the share of all passes that was kept, or not at all; open other squares than the closed forms know."""
+    mean, spread = laws.the_mean_is_its_closed_form, laws.the_variance_is_its_closed_form
+
+    def acting(fault: str, law: Law, act: Callable[[Any, Tensor, Tensor], Tensor]) -> Mutant:
+        return Mutant(fault, _derived(variant, apply=act), law, "mean is" if law is mean else "variance is")
+
+    if issubclass(variant, DropBlock):
+        narrow = _derived(variant, gamma=lambda self, height, width: self.p / self.block_size**2)
+        yield acting("missing scale", mean, lambda self, x, u: variant.apply(self, x, u) * self._kept(x))
+        yield acting("scaled by the batch's share", mean, lambda self, x, u: replace(self, even=1.0).mean(x) / x
+                     * variant.apply(self, x, u))  # fmt: skip
+        yield acting("seeds at p / block_size²", spread, lambda self, x, u: narrow(**self.parameters()).apply(x, u))
+        yield acting("seeds without squares", spread, lambda self, x, u: variant(self.p, 1.0).apply(x, u))
+        faulty = _derived(variant, variance=lambda self, x: x.square() * (self.p / self.q))
+        yield Mutant("variance x² p / q", faulty, spread, "variance is")
+    if issubclass(variant, Cutout):
+        yield acting("side up by one", mean, lambda self, x, word: variant(self.size + 1).apply(x, word))
+        yield acting("rescaled", mean, lambda self, x, word: variant.apply(self, x, word) / (1 - self._covered(x)))
+        faulty = _derived(variant, variance=lambda self, x: x.square() * self._covered(x))
+        yield Mutant("variance P x²", faulty, spread, "variance is")
+
+
 FAULTS: tuple[Fault, ...] = (
     rate_up_by_a_tenth,
     keep_and_drop_exchanged,
@@ -348,6 +375,7 @@ FAULTS: tuple[Fault, ...] = (
     gate_confused,
     mix_confused,
     pool_confused,
+    squares_confused,
 )
 
 
@@ -383,10 +411,12 @@ def _at_rate(variant: type[Variant], change: Callable[[float], float]) -> type[V
     """Derive a class that draws, or takes its product's moments, at another rate than its closed forms say."""
 
     def other(self: Any) -> Any:
-        return variant(p=change(self.p))
+        return variant(**{**self.parameters(), "p": change(self.p)})
 
     if issubclass(variant, SampledProduct):
         return _derived(variant, moments=lambda self, *given: other(self).moments(*given))
+    if issubclass(variant, DropBlock):
+        return _derived(variant, apply=lambda self, x, noise: other(self).apply(x, noise))
     return _drawing(variant, lambda self, numbers, shape: other(self).draw(numbers, shape))
 
 

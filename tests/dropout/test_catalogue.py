@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable
 
 import pytest
+import squares
 import torch
-from bench import BIAS, FEATURES, POOLED, SAMPLED, WEIGHT, U, X, at_rate, closed_forms
+from bench import BIAS, FEATURES, MAPS, POOLED, SAMPLED, WEIGHT, U, X, at_rate, closed_forms, given, noise_shape
 from laws import SHARED_AXES
 from relaxed import relaxed_moments
 from torch import Tensor
@@ -54,6 +55,9 @@ OF_ACTIVATIONS: dict[str, Form] = {
     "x² (q + p / 3 - q²) / q²": lambda p, x: x**2 * ((1 - p) + p / 3 - (1 - p) ** 2) / (1 - p) ** 2,
     "q x at the maximum, x elsewhere": lambda p, x: (1 - p) * x,
     "p q x² at the maximum, 0 elsewhere": lambda p, x: p * (1 - p) * x**2,
+    "x² (1 - K) / K": lambda p, x: x**2 * (1 / squares.kept(p, 2, *x.shape[-2:]) - 1),
+    "(1 - P) x": lambda p, x: (1 - squares.covered(2, *x.shape[-2:])) * x,
+    "P (1 - P) x²": lambda p, x: squares.covered(2, *x.shape[-2:]) * (1 - squares.covered(2, *x.shape[-2:])) * x**2,
     "a² p q (x + α′)²": lambda p, x: a_squared(p) * p * (1 - p) * (x + ALPHA) ** 2,
 }
 OF_PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -115,7 +119,7 @@ def test_names_are_unique_and_fit_an_address() -> None:
 
 
 def test_references_name_authors_and_a_year(variant: type[Variant]) -> None:
-    found = re.match(r"[A-Z][a-z]+(?: & [A-Z][a-z]+| et al\.)? (\d{4})\b", variant.reference)
+    found = re.match(r"[A-Z][A-Za-z]+(?: & [A-Z][a-z]+| et al\.)? (\d{4})\b", variant.reference)
 
     assert found
     assert 2010 <= int(found[1]) <= 2030
@@ -134,8 +138,8 @@ def test_written_forms_of_two_tensors_are_what_the_code_computes(variant: type[P
 @pytest.mark.parametrize("p", RATES)
 @pytest.mark.parametrize("variant", [each for each in SAMPLED if each not in (*ON_PAIRS, *ON_POOLS)])
 def test_written_forms_are_what_the_code_computes(variant: type[Variant], p: float) -> None:
-    forms, x = (OF_ACTIVATIONS, X) if issubclass(variant, ActivationVariant) else (OF_WEIGHTS, FEATURES)
-    mean, variance = closed_forms(variant(p=p))
+    forms, x = (OF_ACTIVATIONS, given(variant)) if issubclass(variant, ActivationVariant) else (OF_WEIGHTS, FEATURES)
+    mean, variance = closed_forms(at_rate(variant, p))
 
     torch.testing.assert_close(mean, forms[variant.mean_form](p, x.double()))
     torch.testing.assert_close(variance, forms[variant.variance_form](p, x.double()))
@@ -153,10 +157,13 @@ def test_written_forms_of_windows_are_what_the_code_computes(variant: type[PoolV
 
 @pytest.mark.parametrize("variant", BY_ELEMENT)
 def test_negative_inputs_follow_the_written_forms_too(variant: type[ActivationVariant]) -> None:
-    x = torch.linspace(-3, 3, 13, dtype=torch.float64)
+    x = torch.linspace(-3, 3, 24, dtype=torch.float64)
+    x = x.reshape(1, *MAPS.shape[1:]) if variant.on_images else x
+    chosen = at_rate(variant, 0.3)
+    assert isinstance(chosen, ActivationVariant)
 
-    torch.testing.assert_close(variant(p=0.3).mean(x), OF_ACTIVATIONS[variant.mean_form](0.3, x))
-    torch.testing.assert_close(variant(p=0.3).variance(x), OF_ACTIVATIONS[variant.variance_form](0.3, x))
+    torch.testing.assert_close(chosen.mean(x), OF_ACTIVATIONS[variant.mean_form](0.3, x))
+    torch.testing.assert_close(chosen.variance(x), OF_ACTIVATIONS[variant.variance_form](0.3, x))
 
 
 @pytest.mark.parametrize("variant", ON_WEIGHTS)
@@ -195,8 +202,7 @@ def test_p_is_a_parameter_with_a_default_that_drops_something(variant: type[Vari
 
 @pytest.mark.parametrize("variant", SAMPLED)
 def test_a_variant_fits_some_kind_of_site_and_no_other(variant: type[Variant]) -> None:
-    shape = (3, 4, 5) if issubclass(variant, MaxDrop) else (3, 4)
-    fitting = {kind for kind in Kind if variant().fits(kind, shape)}
+    fitting = {kind for kind in Kind if variant().fits(kind, noise_shape(variant()))}
 
     assert fitting == variant.kinds != frozenset()
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from service.dropout import (
     Concrete,
     ConcreteDropout,
+    Cutout2d,
+    DropBlock2d,
     LayerDropPath,
     Masksembles1d,
     MaxDrop2d,
@@ -180,9 +182,16 @@ def of_maps(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(*maps, *layers, nn.Flatten(), nn.Linear(128, 10))
 
 
+def convolutional(before: nn.Module, after: nn.Module) -> nn.Sequential:
+    maps = nn.Unflatten(1, (1, 8, 8)), before, nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), after
+    return nn.Sequential(*maps, nn.Flatten(), nn.Linear(512, 10))
+
+
 NETWORKS = {
     "concrete": lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), ConcreteDropout(), nn.Linear(64, 10)),
     "masksembles": lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), Masksembles1d(64), nn.Linear(64, 10)),
+    "dropblock": lambda: convolutional(nn.Identity(), DropBlock2d(0.1, 3)),
+    "cutout": lambda: convolutional(Cutout2d(3), nn.Identity()),
     "standout": lambda: nn.Sequential(StandoutLinear(64, 64), nn.Linear(64, 10)),
     "layer-drop": lambda: Shaken(LayerDropPath()),
     "shake-drop": lambda: Shaken(ShakeDropPath()),

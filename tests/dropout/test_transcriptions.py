@@ -5,10 +5,26 @@ from math import log, sqrt
 import numpy as np
 import pytest
 import torch
-from bench import BIAS, FEATURES, PASSES, POOLED, SAMPLED, WEIGHT, U, X, at_rate, maps, maxima_of, outputs, stream
+from bench import (
+    BIAS,
+    FEATURES,
+    MAPS,
+    PASSES,
+    POOLED,
+    SAMPLED,
+    WEIGHT,
+    U,
+    X,
+    at_rate,
+    maps,
+    maxima_of,
+    outputs,
+    stream,
+)
 from laws import SIGMAS, variance_error
 from numpy.typing import NDArray
-from transcriptions import ACTIVATIONS, MAPS, PAIRS, POOLS, WEIGHTS
+from transcriptions import ACTIVATIONS, MAXIMA, PAIRS, POOLS, WEIGHTS
+from transcriptions import MAPS as ON_MAPS
 
 from service.dropout import (
     BY_NAME,
@@ -51,13 +67,15 @@ def papers(name: str, p: float) -> Passes:
     rng = np.random.default_rng(11)
     if name in ACTIVATIONS:
         return ACTIVATIONS[name](rng, PASSES, p, X[0].double().numpy()).reshape(PASSES, -1)
+    if name in ON_MAPS:
+        return ON_MAPS[name](rng, PASSES, p, MAPS[0].double().numpy()).reshape(PASSES, -1)
     if name in PAIRS:
         return PAIRS[name](rng, PASSES, U[0].double().numpy(), X[0].double().numpy()).reshape(PASSES, -1)
     if name in POOLS:
         return POOLS[name](rng, PASSES, p, POOLED[0].double().numpy()).reshape(PASSES, -1)
-    if name in MAPS:
+    if name in MAXIMA:
         variant = MaxDropChannel() if name == MaxDropChannel.name else MaxDrop()
-        passes = torch.from_numpy(MAPS[name](rng, PASSES, p, maps(variant)[0].double().numpy()))
+        passes = torch.from_numpy(MAXIMA[name](rng, PASSES, p, maps(variant)[0].double().numpy()))
         return maxima_of(variant, passes).flatten(1).numpy()
     given = (each.double().numpy() for each in (FEATURES[0], WEIGHT, BIAS))
     return WEIGHTS[name](rng, PASSES, p, *given)
@@ -80,7 +98,7 @@ def ks_limit(a: int, b: int) -> float:
 
 
 def test_every_variant_has_a_transcription() -> None:
-    assert {*ACTIVATIONS, *POOLS, *MAPS, *PAIRS, *WEIGHTS} == set(NAMES)
+    assert {*ACTIVATIONS, *ON_MAPS, *POOLS, *MAXIMA, *PAIRS, *WEIGHTS} == set(NAMES)
 
 
 @pytest.mark.parametrize("p", RATES)

@@ -278,7 +278,40 @@ POOLS: dict[str, OfActivations] = {
     "stochastic-pooling": stochastic_pooling,
     "masked-max-pooling": masked_max_pooling,
 }
-MAPS: dict[str, OfActivations] = {"max-drop": max_drop, "max-drop-channel": max_drop_channel}
+MAXIMA: dict[str, OfActivations] = {"max-drop": max_drop, "max-drop-channel": max_drop_channel}
+
+
+def dropblock(rng: Generator, passes: int, p: float, x: Array, block_size: int = 2) -> Array:
+    """Ghiasi et al. 2018, Algorithm 1 and eq. 1 on x [C, H, W]: A = A × M, then A / (count_ones(M) / count(M)).
+
+    The paper's count is that of one batch; here each position has its own, and over all the masks that there could be.
+    """
+    _, height, width = x.shape
+    gamma = p / block_size**2 * (height * width) / ((height - block_size + 1) * (width - block_size + 1))
+    mask, ones = np.ones((passes, *x.shape)), np.ones((height, width))
+    for i in range(height - block_size + 1):
+        for j in range(width - block_size + 1):
+            zero_entry = rng.random((passes, len(x))) < gamma
+            mask[:, :, i : i + block_size, j : j + block_size] *= ~zero_entry[:, :, None, None]
+            ones[i : i + block_size, j : j + block_size] *= 1 - gamma
+    return x * mask / ones
+
+
+def cutout(rng: Generator, passes: int, p: float, x: Array, length: int = 2) -> Array:
+    """DeVries & Taylor 2017, their code on x [C, h, w]: a mask of ones, mask[y1:y2, x1:x2] = 0, img = img * mask."""
+    _, h, w = x.shape
+    img = np.empty((passes, *x.shape))
+    for t, (y, centre) in enumerate(zip(rng.integers(h, size=passes), rng.integers(w, size=passes), strict=True)):
+        mask = np.ones((h, w))
+        y1, y2 = max(y - length // 2, 0), min(y + length // 2, h)
+        x1, x2 = max(centre - length // 2, 0), min(centre + length // 2, w)
+        mask[y1:y2, x1:x2] = 0.0
+        img[t] = x * mask
+    return img
+
+
+MAPS: dict[str, OfActivations] = {"dropblock": dropblock, "cutout": cutout}
+"""Those that take images [C, H, W]."""
 PAIRS: dict[str, OfPairs] = {"standout": standout, "shake-shake": shake_shake}
 WEIGHTS: dict[str, OfWeights] = {
     "dropconnect": dropconnect,

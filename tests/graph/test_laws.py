@@ -45,7 +45,7 @@ def serves(predictor: Predictor, variant: str) -> bool:
     try:
         Compiled(predictor._captured, make_plan(predictor.sites, variant))
     except InvalidPlan as error:
-        if re.search("rows and features only|not every use of this weight", str(error)) is None:
+        if re.search("rows and features only|not every use of this weight|takes images of", str(error)) is None:
             raise
         return False
     return True

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from service.dropout import BY_NAME, Kind
 
 PASSES, P = 3000, 0.3
-AS_TRANSCRIBED = {"targeted-units": {"gamma": 1.0}}
+AS_TRANSCRIBED = {
+    "targeted-units": {"gamma": 1.0},
+    "dropblock": {"block_size": 2.0},
+    "cutout": {"size": 2.0},
+}
 """Parameters by variant, where the transcription has other ones than the variant's defaults."""
 
 
@@ -22,8 +26,8 @@ def cases() -> list[tuple[str, str, str]]:
     found = []
     for name, family in FAMILIES.items():
         fitting = by_request(name)
-        found += [(name, site, v) for site in family.hooks for v in fitting[site] if v in papers.ACTIVATIONS]
-        found += [(name, "input", v) for v in fitting["input"] if v in papers.ACTIVATIONS]
+        sites = (*family.hooks, "input")
+        found += [(name, site, v) for site in sites for v in fitting[site] if v in papers.ACTIVATIONS | papers.MAPS]
         found += [(name, site, v) for site, fits in fitting.items() for v in fits if is_head(name, site, v)]
     return found
 
@@ -80,6 +84,8 @@ def with_weights(network: nn.Module, x: Tensor, at: str, variant: str) -> Tensor
 def noisy(variant: str, x: Tensor) -> Tensor:
     """Return the paper's passes [S, …] for one row x [1, …], its channels in front of one axis of positions."""
     row = x[0].detach().double().numpy()
+    if variant in papers.MAPS:
+        return torch.from_numpy(papers.MAPS[variant](np.random.default_rng(7), PASSES, P, row)).float()
     flat = row.reshape(len(row), -1) if row.ndim > 1 else row
     return (
         torch.from_numpy(papers.ACTIVATIONS[variant](np.random.default_rng(7), PASSES, P, flat))

@@ -2,6 +2,7 @@
 
 from zoo_attention import ATTENTION
 from zoo_graphs import GRAPHS
+from zoo_images import IMAGES
 from zoo_inplace import INPLACE
 from zoo_layers import LAYERS
 from zoo_paths import PATHS
@@ -9,4 +10,4 @@ from zoo_pools import POOLS
 from zoo_recurrent import RECURRENT
 from zoo_weights import WEIGHTS
 
-ZOO = (*LAYERS, *ATTENTION, *RECURRENT, *INPLACE, *WEIGHTS, *PATHS, *GRAPHS, *POOLS)
+ZOO = (*LAYERS, *ATTENTION, *RECURRENT, *INPLACE, *WEIGHTS, *PATHS, *IMAGES, *POOLS, *GRAPHS)
