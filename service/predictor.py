@@ -71,6 +71,7 @@ class Predictor:
         self.sites: tuple[Site, ...] = (
             *(located.site for located in captured.activation_sites()),
             *(weight.site for weight in captured.weights),
+            *(cell.site for cell in captured.cells),
         )
         self.lost = captured.lost
         self.passes, self.seed, self.variant = passes, seed, variant

@@ -2,6 +2,7 @@
 
 from service.dropout.alpha import Alpha
 from service.dropout.bernoulli import Bernoulli
+from service.dropout.cell_layers import DropoutGRU, DropoutLSTM
 from service.dropout.concrete import Concrete, ConcreteDropout, SpatialConcrete, SpatialConcreteDropout
 from service.dropout.drop_path import DropPath
 from service.dropout.dropconnect import DropConnect, DropConnectLinear
@@ -13,6 +14,8 @@ from service.dropout.gaussian import Gaussian, GaussianDropout
 from service.dropout.layer_drop import LayerDrop, LayerDropPath
 from service.dropout.masksembles import Masksembles, Masksembles1d, Masksembles2d
 from service.dropout.noise import Stream
+from service.dropout.recurrent_dropout import RecurrentDropout
+from service.dropout.rnn_drop import RNNDrop
 from service.dropout.shake_drop import ShakeDrop, ShakeDropPath
 from service.dropout.shake_shake import ShakeShake, ShakeShakeMix
 from service.dropout.shakeout import Shakeout, ShakeoutLinear
@@ -24,7 +27,9 @@ from service.dropout.uniform import Uniform, UniformDropout
 from service.dropout.variant import Kind, Variant
 from service.dropout.variational_a import VariationalA, VariationalLinear
 from service.dropout.variational_b import VariationalB
+from service.dropout.variational_rnn import VariationalRNN
 from service.dropout.word_dropout import WordDropout, WordDropoutEmbedding
+from service.dropout.zoneout import Zoneout
 
 VARIANTS: tuple[type[Variant], ...] = (
     Bernoulli,
@@ -50,6 +55,10 @@ VARIANTS: tuple[type[Variant], ...] = (
     TargetedWeights,
     TargetedUnits,
     WordDropout,
+    VariationalRNN,
+    RNNDrop,
+    RecurrentDropout,
+    Zoneout,
 )
 BY_NAME: dict[str, type[Variant]] = {variant.name: variant for variant in VARIANTS}
 
@@ -65,6 +74,8 @@ __all__ = [
     "DropConnectLinear",
     "DropConnectSampled",
     "DropPath",
+    "DropoutGRU",
+    "DropoutLSTM",
     "Fast",
     "FeatureAlpha",
     "Gaussian",
@@ -75,6 +86,8 @@ __all__ = [
     "Masksembles",
     "Masksembles1d",
     "Masksembles2d",
+    "RNNDrop",
+    "RecurrentDropout",
     "ShakeDrop",
     "ShakeDropPath",
     "ShakeShake",
@@ -97,6 +110,8 @@ __all__ = [
     "VariationalA",
     "VariationalB",
     "VariationalLinear",
+    "VariationalRNN",
     "WordDropout",
     "WordDropoutEmbedding",
+    "Zoneout",
 ]

@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from service.errors import CaptureFailed, ImpureGraph
+from service.graph.cells import CellSite, find_cells
 from service.graph.matchers import canonicalise
 from service.graph.nodes import value_of
 from service.graph.program import Program, read_program
@@ -42,6 +43,7 @@ class Captured:
         exported: What it was read from, for saving.
         example: Inputs it runs on, two rows or more.
         lost: Modules that had to stay in eval mode.
+        cells: Its recurrent layers whose steps are sites.
     """
 
     program: Program
@@ -50,6 +52,7 @@ class Captured:
     exported: ExportedProgram
     example: tuple[Tensor, ...]
     lost: tuple[str, ...] = ()
+    cells: tuple[CellSite, ...] = ()
 
     def activation_sites(self) -> list[LocatedSite]:
         """Return the located activation sites in order."""
@@ -112,7 +115,7 @@ def from_program(
     pure = purify(program, example)
     prove_purity(program, pure, example)
     weights = find_weights(Canon(pure, symbols, trained=_by_state(canon, pure)))
-    return Captured(pure, symbols, weights, exported, example)
+    return Captured(pure, symbols, weights, exported, example, cells=find_cells(Canon(pure, symbols)))
 
 
 def _by_state(canon: Canon, pure: Program) -> dict[fx.Node, Trained]:

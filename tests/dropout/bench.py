@@ -9,7 +9,14 @@ from torch import Tensor
 
 from service.dropout import VARIANTS, Shakeout, Stream, TargetedUnits, TargetedWeights, Variant
 from service.dropout.targeted_weights import targeted_weights
-from service.dropout.variant import ActivationVariant, MaskedWeight, PairedVariant, SampledProduct, WeightVariant
+from service.dropout.variant import (
+    ActivationVariant,
+    CellVariant,
+    MaskedWeight,
+    PairedVariant,
+    SampledProduct,
+    WeightVariant,
+)
 
 SAMPLED = tuple(variant for variant in VARIANTS if variant().fixed_passes is None)
 """The variants that draw; `test_masksembles` has the laws of fixed masks."""
@@ -40,6 +47,8 @@ def noise_shape(variant: Variant) -> tuple[int, ...]:
     """Return the per-row shape that the engine gives to `draw`."""
     if isinstance(variant, MaskedWeight) and not variant.masks_bias:
         return (OUT, IN)
+    if isinstance(variant, CellVariant):
+        return (POSITIONS, 1, 4, CHANNELS, CHANNELS)
     return (OUT, IN + 1) if isinstance(variant, WeightVariant) else SHAPE
 
 
@@ -81,12 +90,21 @@ def _(variant: SampledProduct, noise: Tensor) -> Tensor:
     return variant.apply(*variant.moments(FEATURES, WEIGHT, BIAS), noise)
 
 
+@act.register
+def _(variant: CellVariant, noise: Tensor) -> Tensor:
+    """Act at the variant's first place on given values of CHANNELS units at POSITIONS steps."""
+    own = noise.split(variant.widths(noise_shape(variant)), -1)[0].squeeze(3).mT
+    return variant.apply(X, U, own).expand(len(noise), *X.shape)
+
+
 def closed_forms(variant: Variant) -> tuple[Tensor, Tensor]:
     """Return the variant's own mean and variance on its fixed input, each [ROWS, …] in float64."""
     if isinstance(variant, ActivationVariant):
         return variant.mean(X.double()), variant.variance(X.double())
     if isinstance(variant, PairedVariant):
         return variant.mean(U.double(), X.double()), variant.variance(U.double(), X.double())
+    if isinstance(variant, CellVariant):
+        return variant.mean(X.double(), U.double()), variant.variance(X.double(), U.double())
     assert isinstance(variant, WeightVariant)
     given = FEATURES.double(), WEIGHT.double(), BIAS.double()
     variant = all_targets(variant)

@@ -8,7 +8,7 @@ import torch
 from bench import BIAS, FEATURES, PASSES, SAMPLED, WEIGHT, U, X, at_rate, outputs, stream
 from laws import SIGMAS, variance_error
 from numpy.typing import NDArray
-from transcriptions import ACTIVATIONS, PAIRS, WEIGHTS
+from transcriptions import ACTIVATIONS, CELLS, PAIRS, WEIGHTS
 
 from service.dropout import (
     BY_NAME,
@@ -39,6 +39,8 @@ def papers(name: str, p: float) -> Passes:
         return ACTIVATIONS[name](rng, PASSES, p, X[0].double().numpy()).reshape(PASSES, -1)
     if name in PAIRS:
         return PAIRS[name](rng, PASSES, U[0].double().numpy(), X[0].double().numpy()).reshape(PASSES, -1)
+    if name in CELLS:
+        return CELLS[name](rng, PASSES, p, X[0].double().numpy(), U[0].double().numpy()).reshape(PASSES, -1)
     given = (each.double().numpy() for each in (FEATURES[0], WEIGHT, BIAS))
     return WEIGHTS[name](rng, PASSES, p, *given)
 
@@ -60,7 +62,7 @@ def ks_limit(a: int, b: int) -> float:
 
 
 def test_every_variant_has_a_transcription() -> None:
-    assert {*ACTIVATIONS, *PAIRS, *WEIGHTS} == set(NAMES)
+    assert {*ACTIVATIONS, *PAIRS, *WEIGHTS, *CELLS} == set(NAMES)
 
 
 @pytest.mark.parametrize("p", RATES)

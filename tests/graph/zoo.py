@@ -1,6 +1,7 @@
 """Every specimen: tiny networks, each named for its difficulty."""
 
 from zoo_attention import ATTENTION
+from zoo_cells import CELLS
 from zoo_graphs import GRAPHS
 from zoo_inplace import INPLACE
 from zoo_layers import LAYERS
@@ -8,4 +9,4 @@ from zoo_paths import PATHS
 from zoo_recurrent import RECURRENT
 from zoo_weights import WEIGHTS
 
-ZOO = (*LAYERS, *ATTENTION, *RECURRENT, *INPLACE, *WEIGHTS, *PATHS, *GRAPHS)
+ZOO = (*LAYERS, *ATTENTION, *RECURRENT, *CELLS, *INPLACE, *WEIGHTS, *PATHS, *GRAPHS)
