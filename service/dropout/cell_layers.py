@@ -122,11 +122,13 @@ class _DropoutCells(nn.RNNBase):
         ways = ("", "_reverse")[: 2 if self.bidirectional else 1]
         return [getattr(self, f"{each}_l{layer}{way}") for way in ways for each in what]
 
-    def _zeros(self, x: Tensor) -> Tensor:
+    def _zeros(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         if x.dim() != 3 or x.shape[2] != self.input_size:
             raise ValueError(
                 f"{type(self).__name__} of {self.input_size} inputs got the shape {tuple(x.shape)}; give rows and steps"
             )
+        if lengths is not None and lengths.dim() != 1:
+            raise ValueError(f"lengths have the shape {tuple(lengths.shape)}; give one for each row")
         rows = x.shape[0] if self.batch_first else x.shape[1]
         return x.new_zeros(self.num_layers * (2 if self.bidirectional else 1), rows, self.hidden_size)
 
@@ -161,7 +163,7 @@ class DropoutLSTM(_DropoutCells):
             state: The first h and c; zeros where there are none.
             lengths: How many steps each row has [B]; the others reach neither outputs nor states.
         """
-        zeros = self._zeros(x)
+        zeros = self._zeros(x, lengths)
         y, (h, c) = self._run(x, (zeros, zeros) if state is None else state, lengths)
         return y, (h, c)
 
@@ -194,5 +196,5 @@ class DropoutGRU(_DropoutCells):
             state: The first h; zeros where there is none.
             lengths: How many steps each row has [B]; the others reach neither outputs nor states.
         """
-        y, (h,) = self._run(x, (self._zeros(x) if state is None else state,), lengths)
+        y, (h,) = self._run(x, (self._zeros(x, lengths) if state is None else state,), lengths)
         return y, h

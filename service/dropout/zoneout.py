@@ -45,6 +45,11 @@ class Zoneout(CellVariant):
         """Whether it changes anything."""
         return self.p > 0 or self.p_h > 0
 
+    def fits(self, kind: Kind, shape: Shape) -> bool:
+        """Tell whether it acts in such cells: a GRU has no use for p_h."""
+        is_lost = self.p == 0 < self.p_h and shape[2:3] == (3,)
+        return super().fits(kind, shape) and not is_lost
+
     @property
     def each_step(self) -> bool:
         """Whether every step has a draw of its own: always."""

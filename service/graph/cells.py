@@ -140,9 +140,10 @@ def _layer_index(parts: CellParts) -> int:
 def _trained(node: fx.Node) -> tuple[str | None, float | None, tuple[tuple[str, float], ...]]:
     if node.target is not run_in_eval:
         return None, None, ()
-    own = CELL_VARIANTS[str(operand(node, 6))](*sequence_operand(node, 7)).parameters()
-    p = own.pop("p")
-    return str(operand(node, 6)), p, tuple(own.items())
+    variant = CELL_VARIANTS[str(operand(node, 6))](*sequence_operand(node, 7))
+    own = variant.parameters()
+    p = own.pop("p") if variant.p > 0 or not variant.active else None  # a rate of 0 would say that it is off
+    return variant.name, p, tuple(own.items())
 
 
 def write_cell(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from laws import SIGMAS, correlation_of_pairs, variance_error
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -249,7 +250,37 @@ def test_an_exported_layer_is_one_random_node_that_holds_its_variant(
     assert values["train"] is training
 
 
+@pytest.mark.parametrize(
+    ("layer", "variant"),
+    [
+        (DropoutLSTM, RNNDrop(0.2)),
+        (DropoutLSTM, Zoneout(0.2)),
+        (DropoutGRU, VariationalRNN(0.2)),
+        (DropoutGRU, RecurrentDropout(0.2)),
+    ],
+    ids=repr,
+)
+def test_a_layer_learns_to_read_digits_row_by_row(layer: Any, variant: CellVariant) -> None:
+    torch.manual_seed(0)
+    digits = load_digits()
+    x, y = torch.tensor(digits.images - 5, dtype=torch.float32) / 6, torch.tensor(digits.target)
+    rnn, head = layer(8, 48, batch_first=True, variant=variant), nn.Linear(48, 10)
+    optimizer = torch.optim.Adam([*rnn.parameters(), *head.parameters()], 0.02)
+    for rows in torch.arange(1400).repeat(12).split(100):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(head(rnn(x[rows])[0][:, -1]), y[rows]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        answers = head(rnn.eval()(x[1400:])[0][:, -1]).argmax(-1)
+
+    assert (answers == y[1400:]).double().mean() > 0.75
+
+
 def test_what_is_no_layer_is_refused() -> None:
+    with pytest.raises(InvalidPlan, match=r"^DropoutGRU: 'zoneout' does not act in its cells$"):
+        DropoutGRU(INPUTS, UNITS, variant=Zoneout(0.0, 0.2))
+    with pytest.raises(ValueError, match=r"lengths have the shape \(5, 1\); give one for each row"):
+        DropoutLSTM(INPUTS, UNITS)(torch.randn(STEPS, 5, INPUTS), lengths=LENGTHS[:, None])
     with pytest.raises(InvalidPlan, match=r"^DropoutGRU: 'rnn-drop' does not act in its cells$"):
         DropoutGRU(INPUTS, UNITS, variant=RNNDrop())
     with pytest.raises(ValueError, match=r"DropoutLSTM of 3 inputs got the shape \(4, 3\); give rows and steps"):

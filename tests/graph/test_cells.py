@@ -228,6 +228,34 @@ def test_the_memory_of_steps_stays_below_the_ceiling(cell: Any, variant: str, sc
     assert peak_bytes(lambda: predictor.predict(x, memory_bytes=ceiling, **asked)) <= ceiling
 
 
+def test_an_outputs_rate_alone_is_served_as_trained() -> None:
+    network = Outputs(DropoutLSTM, batch_first=True, variant=Zoneout(0.0, 0.2)).eval()
+    predictor, inputs = Predictor.capture(network, sequence(2)), sequence(1)
+    theirs = by_hand(network.rnn, inputs[0], "zoneout", p=0.0, p_h=0.2)
+
+    assert make_plan(predictor.sites) == {"rnn.cell_0": Zoneout(0.0, 0.2)}
+    assert_same_moments(samples(predictor, inputs), theirs)
+
+
+def test_a_grus_zoneout_at_rate_zero_is_refused_rather_than_a_variance_of_zero() -> None:
+    predictor = Predictor.capture(Outputs(nn.GRU, batch_first=True).eval(), sequence(2))
+
+    with pytest.raises(InvalidPlan, match=r"'zoneout' does not fit site 'rnn\.cell_0'"):
+        predictor.predict(sequence(2), passes=2, variant="zoneout", p=0)
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, DropoutLSTM])
+@pytest.mark.parametrize("variant", ["variational-rnn", "zoneout"])
+def test_steps_beside_masked_weights_are_vectorised_over_passes(layer: Any, variant: str) -> None:
+    """Masked weights cannot be folded into the rows; what runs is compared with the whole graph, pass by pass."""
+    network = nn.Sequential(Outputs(layer, batch_first=True, bidirectional=True), nn.Linear(10, 3)).eval()
+    predictor = Predictor.capture(network, sequence(2))
+    plan: Any = {"variant": "off", "overrides": {"0.rnn.cell_0": variant, "1.weight": "dropconnect"}}
+    compiled = predictor._compile(make_plan(predictor.sites, **plan))
+
+    assert (compiled.mode(False), compiled.mode(True)) == ("vmapped", "rows vmapped")
+
+
 def test_what_does_not_fit_a_cell_is_refused_with_what_does() -> None:
     predictor = Predictor.capture(Outputs(nn.GRU, batch_first=True).eval(), sequence(2))
 
