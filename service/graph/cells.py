@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from service.dropout.cell import GRU_GATES, LSTM_GATES, CellLayer, affines
 from service.dropout.cell_layers import CELL_VARIANTS, run_in_eval
 from service.dropout.variant import CellVariant, Kind, Place
-from service.errors import InvalidPlan
+from service.errors import CaptureFailed, InvalidPlan
 from service.graph.layout import LAYOUT, Layout
 from service.graph.nodes import module_of, node_operand, operand, sequence_operand, value_of
 from service.graph.program import STATE_NAME
@@ -100,7 +100,11 @@ class CellSite:
 
 
 def find_cells(canon: Canon) -> tuple[CellSite, ...]:
-    """Return the LSTM and GRU layers of a pure graph, in order; those with projections are none."""
+    """Return the LSTM and GRU layers of a pure graph, in order; no site where rows are not sequences, or projected.
+
+    Raises:
+        CaptureFailed: A layer trained with dropout in its steps cannot be a site.
+    """
     names: Counter[str] = Counter()
     found = []
     for node in canon.graph.nodes:
@@ -108,6 +112,11 @@ def find_cells(canon: Canon) -> tuple[CellSite, ...]:
             continue
         parts = CellParts.of(node.target, node.args)
         dims = _dims(canon, parts)
+        if dims is None and node.target is run_in_eval:
+            raise CaptureFailed(
+                f"module {module_of(node)[0] or 'the root'!r}: it takes several sequences for each row, or rows for "
+                "steps; give it one sequence for each row, and batch_first as its input is"
+            )
         if dims is None:
             continue
         base = f"{module_of(node)[0]}.cell_{_layer_index(parts)}".lstrip(".")

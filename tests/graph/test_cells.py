@@ -23,7 +23,7 @@ from service.dropout import (
     VariationalRNN,
     Zoneout,
 )
-from service.errors import InvalidPlan
+from service.errors import CaptureFailed, InvalidPlan
 from service.plan import make_plan
 
 PASSES = 6000
@@ -226,6 +226,26 @@ def test_the_memory_of_steps_stays_below_the_ceiling(cell: Any, variant: str, sc
 
     assert peak_bytes(lambda: predictor.predict(x, **asked)) > ceiling
     assert peak_bytes(lambda: predictor.predict(x, memory_bytes=ceiling, **asked)) <= ceiling
+
+
+class Sentences(nn.Module):
+    """Several sequences for each row, folded into the batch."""
+
+    def __init__(self, rnn: nn.Module) -> None:
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.rnn(x.reshape(-1, 2, WIDTH))[0]
+        return y.reshape(x.shape[0], -1)
+
+
+def test_several_sequences_for_a_row_are_no_site_and_are_refused_where_they_were_trained() -> None:
+    stock = Predictor.capture(Sentences(nn.LSTM(WIDTH, 5, batch_first=True)).eval(), sequence(2))
+
+    assert names(stock) == []
+    with pytest.raises(CaptureFailed, match=r"module 'rnn': it takes several .*give it one sequence for each row"):
+        Predictor.capture(Sentences(DropoutLSTM(WIDTH, 5, batch_first=True)).eval(), sequence(2))
 
 
 def test_an_outputs_rate_alone_is_served_as_trained() -> None:
