@@ -245,7 +245,8 @@ def _listed(captured: Captured) -> tuple[Site, ...]:
     """Return all sites: those that a layer stands for, weights, then those that only a request makes random."""
     located = [each.site for each in captured.activation_sites()]
     layers = [site for site in located if site.variant is not None]
-    return (*layers, *(weight.site for weight in captured.weights), *(site for site in located if site not in layers))
+    others = [*(weight.site for weight in captured.weights), *(cell.site for cell in captured.cells)]
+    return (*layers, *others, *(site for site in located if site not in layers))
 
 
 def _passes(plan: Plan, asked: int | None, default: int) -> int:

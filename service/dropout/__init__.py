@@ -2,6 +2,7 @@
 
 from service.dropout.alpha import Alpha
 from service.dropout.bernoulli import Bernoulli
+from service.dropout.cell_layers import DropoutGRU, DropoutLSTM
 from service.dropout.concrete import Concrete, ConcreteDropout, SpatialConcrete, SpatialConcreteDropout
 from service.dropout.cutout import Cutout, Cutout2d
 from service.dropout.drop_block import DropBlock, DropBlock2d
@@ -23,6 +24,8 @@ from service.dropout.max_pooling_dropout import (
     MaxPoolingDropout,
 )
 from service.dropout.noise import Stream
+from service.dropout.recurrent_dropout import RecurrentDropout
+from service.dropout.rnn_drop import RNNDrop
 from service.dropout.shake_drop import ShakeDrop, ShakeDropPath
 from service.dropout.shake_shake import ShakeShake, ShakeShakeMix
 from service.dropout.shakeout import Shakeout, ShakeoutLinear
@@ -40,7 +43,9 @@ from service.dropout.uniform import Uniform, UniformDropout
 from service.dropout.variant import Kind, Variant
 from service.dropout.variational_a import VariationalA, VariationalLinear
 from service.dropout.variational_b import VariationalB
+from service.dropout.variational_rnn import VariationalRNN
 from service.dropout.word_dropout import WordDropout, WordDropoutEmbedding
+from service.dropout.zoneout import Zoneout
 
 VARIANTS: tuple[type[Variant], ...] = (
     Bernoulli,
@@ -73,6 +78,10 @@ VARIANTS: tuple[type[Variant], ...] = (
     MaskedMaxPooling,
     DropBlock,
     Cutout,
+    VariationalRNN,
+    RNNDrop,
+    RecurrentDropout,
+    Zoneout,
 )
 BY_NAME: dict[str, type[Variant]] = {variant.name: variant for variant in VARIANTS}
 
@@ -92,6 +101,8 @@ __all__ = [
     "DropConnectLinear",
     "DropConnectSampled",
     "DropPath",
+    "DropoutGRU",
+    "DropoutLSTM",
     "Fast",
     "FeatureAlpha",
     "Gaussian",
@@ -113,6 +124,8 @@ __all__ = [
     "MaxPoolDropout2d",
     "MaxPoolDropout3d",
     "MaxPoolingDropout",
+    "RNNDrop",
+    "RecurrentDropout",
     "ShakeDrop",
     "ShakeDropPath",
     "ShakeShake",
@@ -139,6 +152,8 @@ __all__ = [
     "VariationalA",
     "VariationalB",
     "VariationalLinear",
+    "VariationalRNN",
     "WordDropout",
     "WordDropoutEmbedding",
+    "Zoneout",
 ]

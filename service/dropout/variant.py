@@ -36,6 +36,7 @@ class Kind(StrEnum):
     INPUT = "input"
     ADDITION = "addition"
     POOL = "pooling"
+    CELL = "cell"
 
 
 HIDDEN = frozenset({Kind.HIDDEN, Kind.SELU})
@@ -210,6 +211,79 @@ class SampledProduct(WeightVariant):
     def apply(self, mean: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
         """Return u = mean + √variance · z [S?, B, out]."""
         return mean + variance.sqrt() * noise
+
+
+class Place(StrEnum):
+    """Where in one step of a recurrent cell noise acts."""
+
+    INPUT = "input"
+    """x_t, before its products with the gates' weights."""
+    STATE = "state"
+    """h_{t-1}, before its."""
+    CANDIDATE = "candidate"
+    """g_t of an LSTM, h̃_t of a GRU."""
+    CELL = "cell"
+    """The new c_t of an LSTM, before h_t is read from it."""
+    MEMORY = "memory"
+    """What is carried on: c_t of an LSTM, once h_t has been read from it; h_t of a GRU."""
+    OUTPUT = "output"
+    """h_t of an LSTM."""
+
+
+@dataclass(frozen=True)
+class CellVariant(Variant):
+    """A variant that acts within an LSTM's or a GRU's steps, of shape (steps, directions, gates, inputs, units).
+
+    Its noise [S, R, steps or 1, directions, columns] has the columns of each place in turn. `apply`, `mean` and
+    `variance` are of a value `new` at a place where one step before there was `old`, both fixed.
+    """
+
+    places: ClassVar[tuple[Place, ...]]
+    neutral: ClassVar[float] = 1.0
+    """The noise that changes nothing."""
+
+    @property
+    def plain_in_eval(self) -> bool:
+        """Whether the eval network is the layer without noise."""
+        return all(self.expected(place) == self.neutral for place in self.places)
+
+    @property
+    def each_step(self) -> bool:
+        """Whether every step has a draw of its own; otherwise a sequence has one."""
+        return False
+
+    def widths(self, shape: Shape) -> tuple[int, ...]:
+        """Return how many columns each place has."""
+        *_, inputs, units = shape
+        return tuple(inputs if place is Place.INPUT else units for place in self.places)
+
+    def drawn(self, shape: Shape) -> Shape:
+        """Return the shape of one row's noise."""
+        return (shape[0] if self.each_step else 1, shape[1], sum(self.widths(shape)))
+
+    def draw(self, stream: Stream, shape: Shape) -> Tensor:
+        """Draw the noise [S, R, steps or 1, directions, columns]."""
+        return self.noise(stream.uniform(self.drawn(shape)), shape)
+
+    @abstractmethod
+    def noise(self, uniform: Tensor, shape: Shape) -> Tensor:
+        """Make noise [*, columns], float32, of numbers U(0, 1)."""
+
+    @abstractmethod
+    def expected(self, place: Place) -> float:
+        """Return the noise under which the layer is its eval network."""
+
+    @abstractmethod
+    def apply(self, new: Tensor, old: Tensor, noise: Tensor) -> Tensor:
+        """Act on a step's values [*, columns of the place], broadcasting."""
+
+    @abstractmethod
+    def mean(self, new: Tensor, old: Tensor) -> Tensor:
+        """Return the mean over passes, element by element."""
+
+    @abstractmethod
+    def variance(self, new: Tensor, old: Tensor) -> Tensor:
+        """Return the variance over passes, element by element."""
 
 
 def scaled_keep(stream: Stream, q: float, shape: Shape) -> Tensor:

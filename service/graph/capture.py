@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from service.errors import CaptureFailed, ImpureGraph
 from service.graph.candidates import find_candidates
+from service.graph.cells import CellSite, find_cells
 from service.graph.matchers import canonicalise
 from service.graph.nodes import value_of
 from service.graph.pools import find_pools
@@ -44,6 +45,7 @@ class Captured:
         exported: What it was read from, for saving.
         example: Inputs it runs on, two rows or more.
         lost: Modules that had to stay in eval mode.
+        cells: Its recurrent layers whose steps are sites.
     """
 
     program: Program
@@ -52,6 +54,7 @@ class Captured:
     exported: ExportedProgram
     example: tuple[Tensor, ...]
     lost: tuple[str, ...] = ()
+    cells: tuple[CellSite, ...] = ()
 
     def activation_sites(self) -> list[LocatedSite]:
         """Return the located activation sites in order."""
@@ -117,7 +120,7 @@ def from_program(
     weights = find_weights(pure_canon)
     find_candidates(pure_canon)
     find_pools(pure_canon)
-    return Captured(pure, symbols, weights, exported, example)
+    return Captured(pure, symbols, weights, exported, example, cells=find_cells(pure_canon))
 
 
 def _by_state(canon: Canon, pure: Program) -> dict[fx.Node, Trained]:

@@ -74,10 +74,18 @@ class Meter(fx.Interpreter):
         value = super().run_node(n)
         if n.op == "get_attr" and isinstance(value, Tensor):
             self._weights.add(value.untyped_storage().data_ptr())
-        tensors = [each for each in (*self.env.values(), value) if isinstance(each, Tensor)]
+        tensors = [tensor for each in (*self.env.values(), value) for tensor in tensors_of(each)]
         storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
-        self.peak = max(self.peak, sum(size for place, size in storages.items() if place not in self._weights))
+        inside = getattr(n.target, "copies", 0) * sum(each.nbytes for each in tensors_of(value))
+        alive = sum(size for place, size in storages.items() if place not in self._weights)
+        self.peak = max(self.peak, alive + inside)
         return value
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """Return the tensors in a node's value."""
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return [each for each in values if isinstance(each, Tensor)]
 
 
 def metered(module: fx.GraphModule, *arguments: Any) -> tuple[tuple[Any, ...], int]:

@@ -22,6 +22,7 @@
 | rand + q → floor_ → mul(div(x, q), ·)           | site(x): Hugging Face                           |
 | scaled_dot_product_attention(Q, K, V, …)        | site(softmax(Q Kᵀ)) V                           |
 | lstm, gru, rnn of n layers                      | layer → site → layer → … → layer                |
+| lstm_layer, gru_layer(x, …, variant, …)         | the layer's eval form, its steps being the site |
 """
 
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from service.dropout import BY_NAME, Kind
 from service.errors import CaptureFailed
 from service.graph.blocks import cut_out, drop_blocks, makes_squares, refuse_squares, replace_blocks
 from service.graph.branches import drop_layer, shake_branch
+from service.graph.cells import TRAINED_CELLS, quieten
 from service.graph.masks import choose_mask
 from service.graph.nodes import float_operand, getitems, node_operand, operand, place_of
 from service.graph.paired import gate, mix_branches
@@ -242,4 +244,5 @@ _REWRITES: tuple[tuple[tuple[Any, ...], _Rewrite], ...] = (
     ((aten.rand_like.default, aten.bernoulli.default), refuse_squares),
     ((aten.scaled_dot_product_attention.default,), _attention),
     (RECURRENT, unroll_layers),
+    (TRAINED_CELLS, quieten),
 )

@@ -62,4 +62,6 @@ class _Unrolled:
         cell.meta = {key: value for key, value in self.node.meta.items() if key != "val"}
         for index, final in enumerate(self.finals):
             final.append(self.graph.call_function(getitem, (cell, index + 1)))
-        return self.graph.call_function(getitem, (cell, 0))
+        y = self.graph.call_function(getitem, (cell, 0))
+        y.meta["val"] = self.node.meta["val"][0]  # every layer's outputs have one shape
+        return y

@@ -13,9 +13,17 @@ import torch
 from torch import Tensor, fx
 
 from service.dropout import DropConnect, DropConnectSampled, Variant
-from service.dropout.variant import ActivationVariant, MaskedWeight, PairedVariant, PoolVariant, SampledProduct
+from service.dropout.variant import (
+    ActivationVariant,
+    CellVariant,
+    MaskedWeight,
+    PairedVariant,
+    PoolVariant,
+    SampledProduct,
+)
 from service.errors import InvalidPlan
 from service.graph.capture import Captured
+from service.graph.cells import CellSite, write_cell
 from service.graph.images import check_image
 from service.graph.layout import LAYOUT, Layout
 from service.graph.nodes import node_operand, value_of
@@ -184,6 +192,7 @@ class _Writer:
         self.products: dict[fx.Node, tuple[SampledProduct, fx.Node]] = {}  # linear → its variant and noise
         self.lookups: dict[fx.Node, tuple[LookUp, fx.Node]] = {}  # embedding → its variant and noise
         self.masks: dict[tuple[fx.Node, fx.Node], tuple[MaskColumns, fx.Node]] = {}  # (parameter, use) → its mask
+        self.cells: dict[fx.Node, tuple[CellSite, CellVariant, fx.Node]] = {}  # layer → its site, variant and noise
         self.unpruned: dict[fx.Node, fx.Node] = {}  # what a mask acts on instead of a pruned weight
         self.masked: dict[tuple[fx.Node, MaskColumns], fx.Node] = {}
 
@@ -205,6 +214,10 @@ class _Writer:
                 self.variants[node] = (variant, noise)
         for site in weights:
             self._declare_weight(site, plan[site.site.name])
+        for cell in captured.cells:
+            if isinstance(acting := plan.get(cell.site.name), CellVariant):
+                cell.check_rows()
+                self.cells[cell.node] = (cell, acting, self._noise(cell.site.name, acting, cell.dims, True))
 
     def _declare_weight(self, site: WeightSite, variant: Variant) -> None:
         if isinstance(variant, ActivationVariant):
@@ -245,6 +258,10 @@ class _Writer:
             self.copies[node] = self._activation(node)
         elif node in self.products:
             self.copies[node] = self._product(node)
+        elif node in self.cells:
+            cell, variant, noise = self.cells[node]
+            operands = fx.map_arg(node.args, lambda old: self._operand(old, node))
+            self.copies[node] = write_cell(self.graph, cell, variant, (self.rows, noise), operands)
         elif node in self.lookups:
             look_up, noise = self.lookups[node]
             table, indices = (self._operand(node_operand(node, index), node) for index in range(2))

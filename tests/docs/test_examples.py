@@ -11,7 +11,7 @@ from service.repository import Repository
 from service.settings import Settings
 
 MODELS = README.parent / "models"
-NAMES = ("diabetes", "digits", "digits-dropconnect")
+NAMES = ("diabetes", "digits", "digits-dropconnect", "digits-rows")
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from service.dropout import VARIANTS, MaxDrop, Shakeout, Stream, TargetedUnits, 
 from service.dropout.targeted_weights import targeted_weights
 from service.dropout.variant import (
     ActivationVariant,
+    CellVariant,
     MaskedWeight,
     PairedVariant,
     PoolVariant,
@@ -65,6 +66,8 @@ def noise_shape(variant: Variant) -> tuple[int, ...]:
         return tuple(maps(variant).shape[1:])
     if isinstance(variant, PoolVariant) and not variant.per_window:
         return tuple(POOLED.shape[1:])
+    if isinstance(variant, CellVariant):
+        return (POSITIONS, 1, 4, CHANNELS, CHANNELS)
     return (OUT, IN + 1) if isinstance(variant, WeightVariant) else tuple(given(variant).shape[1:])
 
 
@@ -117,6 +120,13 @@ def _(variant: SampledProduct, noise: Tensor) -> Tensor:
     return variant.apply(*variant.moments(FEATURES, WEIGHT, BIAS), noise)
 
 
+@act.register
+def _(variant: CellVariant, noise: Tensor) -> Tensor:
+    """Act at the variant's first place on given values of CHANNELS units at POSITIONS steps."""
+    own = noise.split(variant.widths(noise_shape(variant)), -1)[0].squeeze(3).mT
+    return variant.apply(X, U, own).expand(len(noise), *X.shape)
+
+
 def closed_forms(variant: Variant) -> tuple[Tensor, Tensor]:
     """Return the variant's own mean and variance on its fixed input, each [ROWS, …] in float64."""
     if isinstance(variant, MaxDrop):
@@ -129,6 +139,8 @@ def closed_forms(variant: Variant) -> tuple[Tensor, Tensor]:
         return variant.mean(x), variant.variance(x)
     if isinstance(variant, PairedVariant):
         return variant.mean(U.double(), X.double()), variant.variance(U.double(), X.double())
+    if isinstance(variant, CellVariant):
+        return variant.mean(X.double(), U.double()), variant.variance(X.double(), U.double())
     assert isinstance(variant, WeightVariant)
     layer = FEATURES.double(), WEIGHT.double(), BIAS.double()
     variant = all_targets(variant)

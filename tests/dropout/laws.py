@@ -28,7 +28,8 @@ from bench import outputs as run
 from torch import Tensor
 
 from service.dropout import Cutout, DropBlock, Standout, Variant
-from service.dropout.variant import MaskedWeight, WeightVariant
+from service.dropout.noise import Shape
+from service.dropout.variant import CellVariant, MaskedWeight, WeightVariant
 
 Law = Callable[[Variant], None]
 SIGMAS = 5
@@ -45,6 +46,7 @@ SHARED_AXES: dict[str, frozenset[str]] = {
     "all positions of a square": frozenset(),
     "all channels; all positions of the square": frozenset({"channel"}),
     "all features and occurrences of a word": frozenset({"position"}),
+    "all steps of a sequence": frozenset({"position"}),
 }
 """What each wording of `Variant.shared` means inside a row: the axes along which one draw serves all."""
 
@@ -57,6 +59,12 @@ GROWTHS: tuple[tuple[frozenset[int], tuple[int, ...], tuple[int, ...]], ...] = (
     (frozenset({0, 2}), (1, 2, 1), (4, 2, 3)),
 )
 """Growing axes, a shorter shape and a longer one."""
+
+CELL_GROWTHS: tuple[tuple[frozenset[int], Shape, Shape], ...] = (
+    (frozenset({0}), (1, 2, 4, 3, 2), (4, 2, 4, 3, 2)),
+    (frozenset({0}), (4, 1, 3, 2, 3), (9, 1, 3, 2, 3)),
+)
+"""The same of recurrent layers, whose steps alone grow."""
 
 
 def the_mean_is_its_closed_form(variant: Variant) -> None:
@@ -139,12 +147,11 @@ def grouping_of_passes_changes_nothing(variant: Variant) -> None:
 def growing_leaves_the_shorter_noise_unchanged(variant: Variant) -> None:
     """A site's growing axes may be longer in another request; every position that both have keeps its noise."""
     assert not isinstance(variant, WeightVariant)
-    for growing, shorter, longer in GROWTHS:
+    for growing, shorter, longer in growths_of(type(variant)):
         for rows in (None, range(2)):
             numbers = replace(stream(6, rows, first=2), growing=growing)
-            short = _spread(variant.draw(numbers, shorter), shorter)
-            long = _spread(variant.draw(numbers, longer), longer)
-            kept = long[(..., *(slice(size) for size in shorter))]
+            short, long = (_spread(variant.draw(numbers, shape), shape) for shape in (shorter, longer))
+            kept = long[(..., *(slice(size) for size in short.shape[2:]))]
             assert torch.equal(kept, short), f"growth: {shorter} to {longer} changes noise along axes {set(growing)}"
 
 
@@ -205,8 +212,15 @@ def shares(variant: Variant) -> Tensor:
     return torch.kron(channel, position).double()
 
 
+def growths_of(variant: type[Variant]) -> tuple[tuple[frozenset[int], Shape, Shape], ...]:
+    """Return how shapes of the variant's sites may grow."""
+    return CELL_GROWTHS if issubclass(variant, CellVariant) else GROWTHS
+
+
 def growths(variant: Variant) -> tuple[frozenset[int], ...]:
     """Return the growing axes that a site of this variant may have in `bench`."""
+    if isinstance(variant, CellVariant):
+        return (frozenset(), frozenset({0}))
     return (frozenset(), frozenset({1})) if not isinstance(variant, WeightVariant) else (frozenset(),)
 
 
@@ -244,6 +258,8 @@ def _row_covariance(variant: Variant) -> Tensor:
 
 
 def _spread(noise: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if len(shape) == 5:  # a recurrent layer's: its columns stand for inputs and units
+        shape = (*shape[:2], noise.shape[-1])
     return noise.expand(*noise.shape[:2], *shape)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import laws
 import torch
 from bench import ROWS, draw, noise_shape, stream
-from laws import GROWTHS, Law
+from laws import Law, growths_of
 from torch import Tensor
 
 from service.dropout import (
@@ -27,6 +27,7 @@ from service.dropout import (
     MaskedMaxPooling,
     MaxDrop,
     MaxPoolingDropout,
+    RNNDrop,
     Shakeout,
     ShakeShake,
     Standout,
@@ -38,13 +39,14 @@ from service.dropout import (
     Variant,
     VariationalA,
     VariationalB,
+    Zoneout,
 )
 from service.dropout.noise import Shape
-from service.dropout.variant import ActivationVariant, SampledProduct, WeightVariant
+from service.dropout.variant import ActivationVariant, CellVariant, SampledProduct, WeightVariant
 from service.dropout.windows import maximum
 
 AROUND_ONE = (Gaussian, Uniform, VariationalB)
-UNSCALED = (TargetedWeights, TargetedUnits, MaxDrop, MaskedMaxPooling, MaxPoolingDropout)
+UNSCALED = (TargetedWeights, TargetedUnits, MaxDrop, MaskedMaxPooling, MaxPoolingDropout, RNNDrop, Zoneout)
 SATURATING = (Alpha, FeatureAlpha)
 SYMMETRIC = (*SATURATING, LayerDrop)  # their variance is the same at p and 1 - p, their mean is not
 BOTH = (0.1, 0.5)
@@ -197,6 +199,8 @@ def sharing_narrowed(variant: type[Variant]) -> Iterator[Mutant]:
     sharing, linear = laws.noise_is_shared_as_declared, laws.a_linear_layer_after_it_covaries
     shape = noise_shape(variant())
     size = draw(variant(), stream(1)).shape[2:]
+    if issubclass(variant, CellVariant):  # columns are never shared
+        shape, size = shape[:1], size[:1]
     for axis, (drawn, wanted) in enumerate(zip(size, shape, strict=False)):
         if drawn == wanted or issubclass(variant, MaxDrop):  # one element alone takes part in each of its draws
             continue
@@ -263,12 +267,39 @@ def growth_ignored(variant: type[Variant]) -> Iterator[Mutant]:
         variant, lambda self, each, shape: variant.draw(self, replace(each, site=f"{each.site}{shape}"), shape)
     )
     yield Mutant("keyed by the length too", keyed, law, "growth")
-    if max(variant().draw(stream(1), longer).numel() for _, _, longer in GROWTHS) > 1:
+    if issubclass(variant, CellVariant):
+        yield from _steps_confused(variant)
+        return
+    if max(variant().draw(stream(1), longer).numel() for _, _, longer in growths_of(variant)) > 1:
         faulty = _with_numbers(variant, lambda numbers: replace(numbers, growing=frozenset()))
         yield Mutant("growth ignored", faulty, law, "growth")
     reversed_ = _with_noise(variant, lambda _, noise: noise.flip(-1))
     if variant().draw(stream(1), (2, 3)).shape[-1] > 1:
         yield Mutant("counted from the far end", reversed_, law, "growth")
+
+
+def _steps_confused(variant: type[CellVariant]) -> Iterator[Mutant]:
+    law = laws.growing_leaves_the_shorter_noise_unchanged
+    if variant().each_step:
+        faulty = _with_numbers(variant, lambda numbers: replace(numbers, growing=frozenset()))
+        yield Mutant("growth ignored", faulty, law, "growth")
+        reversed_ = _with_noise(variant, lambda _, noise: noise.flip(2))
+        yield Mutant("counted from the last step", reversed_, law, "growth")
+
+
+def memory_confused(variant: type[Variant]) -> Iterator[Mutant]:
+    """Drop to 0 what should keep its old value; exchange old and new; rescale."""
+    if not issubclass(variant, Zoneout):
+        return
+    law = laws.the_mean_is_its_closed_form
+    faulty = _derived(variant, apply=lambda self, new, old, z: (1 - z) * new)
+    yield Mutant("dropped to 0", faulty, law, "mean is")
+    faulty = _derived(variant, apply=lambda self, new, old, z: z * new + (1 - z) * old)
+    yield Mutant("old and new exchanged", faulty, law, "mean is", UNEVEN)
+    faulty = _derived(variant, apply=lambda self, new, old, z: variant.apply(self, new, old, z) / self.q)
+    yield Mutant("rescaled", faulty, law, "mean is")
+    faulty = _derived(variant, variance=lambda self, new, old: new.square() * (self.p * self.q))
+    yield Mutant("variance p q h̃²", faulty, laws.the_variance_is_its_closed_form, "variance is")
 
 
 def gate_confused(variant: type[Variant]) -> Iterator[Mutant]:
@@ -376,6 +407,7 @@ FAULTS: tuple[Fault, ...] = (
     mix_confused,
     pool_confused,
     squares_confused,
+    memory_confused,
 )
 
 

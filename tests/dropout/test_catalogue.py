@@ -23,7 +23,14 @@ from service.dropout import (
     SpatialConcrete,
     Variant,
 )
-from service.dropout.variant import ActivationVariant, PairedVariant, PoolVariant, SampledProduct, WeightVariant
+from service.dropout.variant import (
+    ActivationVariant,
+    CellVariant,
+    PairedVariant,
+    PoolVariant,
+    SampledProduct,
+    WeightVariant,
+)
 from service.errors import InvalidPlan
 
 WORDS = ("name", "equation", "sampled", "shared", "mean_form", "variance_form", "reference")
@@ -77,6 +84,16 @@ OF_POOLS: dict[str, Form] = {
     "p q (max a)²": lambda p, a: p * (1 - p) * a[..., -1] ** 2,
 }
 """Of the ascending inputs [*, 3] of each window."""
+OF_CELLS: dict[str, Callable[[float, Tensor, Tensor], Tensor]] = {
+    "x": lambda p, new, old: new,
+    "x² p / q": lambda p, new, old: new**2 * p / (1 - p),
+    "g": lambda p, new, old: new,
+    "g² p / q": lambda p, new, old: new**2 * p / (1 - p),
+    "q c̃": lambda p, new, old: (1 - p) * new,
+    "p q c̃²": lambda p, new, old: p * (1 - p) * new**2,
+    "p h + q h̃": lambda p, new, old: p * old + (1 - p) * new,
+    "p q (h̃ - h)²": lambda p, new, old: p * (1 - p) * (new - old) ** 2,
+}
 W, B = WEIGHT.double(), BIAS.double()
 TARGETS = torch.zeros_like(W).scatter(1, torch.tensor([[2, 4], [0, 4], [1, 3]]), 1.0)
 """The bench's two smallest weights of each unit; all of its units are targets."""
@@ -94,6 +111,7 @@ ON_ACTIVATIONS = [variant for variant in SAMPLED if issubclass(variant, Activati
 BY_ELEMENT = [variant for variant in ON_ACTIVATIONS if not issubclass(variant, MaxDrop)]
 ON_POOLS = [variant for variant in VARIANTS if issubclass(variant, PoolVariant)]
 ON_PAIRS = [variant for variant in VARIANTS if issubclass(variant, PairedVariant)]
+IN_CELLS = [variant for variant in VARIANTS if issubclass(variant, CellVariant)]
 RATED = [variant for variant in VARIANTS if variant.rated]
 ON_WEIGHTS = [variant for variant in VARIANTS if issubclass(variant, WeightVariant)]
 
@@ -136,7 +154,16 @@ def test_written_forms_of_two_tensors_are_what_the_code_computes(variant: type[P
 
 
 @pytest.mark.parametrize("p", RATES)
-@pytest.mark.parametrize("variant", [each for each in SAMPLED if each not in (*ON_PAIRS, *ON_POOLS)])
+@pytest.mark.parametrize("variant", IN_CELLS)
+def test_written_forms_of_a_step_are_what_the_code_computes(variant: type[CellVariant], p: float) -> None:
+    mean, variance = closed_forms(variant(p=p))
+
+    torch.testing.assert_close(mean, OF_CELLS[variant.mean_form](p, X.double(), U.double()))
+    torch.testing.assert_close(variance, OF_CELLS[variant.variance_form](p, X.double(), U.double()))
+
+
+@pytest.mark.parametrize("p", RATES)
+@pytest.mark.parametrize("variant", [each for each in SAMPLED if each not in (*ON_PAIRS, *ON_POOLS, *IN_CELLS)])
 def test_written_forms_are_what_the_code_computes(variant: type[Variant], p: float) -> None:
     forms, x = (OF_ACTIVATIONS, given(variant)) if issubclass(variant, ActivationVariant) else (OF_WEIGHTS, FEATURES)
     mean, variance = closed_forms(at_rate(variant, p))

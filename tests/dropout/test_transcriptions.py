@@ -23,7 +23,7 @@ from bench import (
 )
 from laws import SIGMAS, variance_error
 from numpy.typing import NDArray
-from transcriptions import ACTIVATIONS, MAXIMA, PAIRS, POOLS, WEIGHTS
+from transcriptions import ACTIVATIONS, CELLS, MAXIMA, PAIRS, POOLS, WEIGHTS
 from transcriptions import MAPS as ON_MAPS
 
 from service.dropout import (
@@ -77,6 +77,8 @@ def papers(name: str, p: float) -> Passes:
         variant = MaxDropChannel() if name == MaxDropChannel.name else MaxDrop()
         passes = torch.from_numpy(MAXIMA[name](rng, PASSES, p, maps(variant)[0].double().numpy()))
         return maxima_of(variant, passes).flatten(1).numpy()
+    if name in CELLS:
+        return CELLS[name](rng, PASSES, p, X[0].double().numpy(), U[0].double().numpy()).reshape(PASSES, -1)
     given = (each.double().numpy() for each in (FEATURES[0], WEIGHT, BIAS))
     return WEIGHTS[name](rng, PASSES, p, *given)
 
@@ -98,7 +100,7 @@ def ks_limit(a: int, b: int) -> float:
 
 
 def test_every_variant_has_a_transcription() -> None:
-    assert {*ACTIVATIONS, *ON_MAPS, *POOLS, *MAXIMA, *PAIRS, *WEIGHTS} == set(NAMES)
+    assert {*ACTIVATIONS, *CELLS, *ON_MAPS, *POOLS, *MAXIMA, *PAIRS, *WEIGHTS} == set(NAMES)
 
 
 @pytest.mark.parametrize("p", RATES)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 OfActivations = Callable[[Generator, int, float, Array], Array]
 OfPairs = Callable[[Generator, int, Array, Array], Array]
+OfCells = Callable[[Generator, int, float, Array, Array], Array]
 OfWeights = Callable[[Generator, int, float, Array, Array, Array], Array]
 
 
@@ -259,6 +260,41 @@ def max_drop_channel(rng: Generator, passes: int, p: float, x: Array) -> Array:
     return y
 
 
+def variational_rnn(rng: Generator, passes: int, p: float, new: Array, old: Array) -> Array:
+    """Gal & Ghahramani 2016, eq. 7: x_t ∘ z_x with one z_x for all t, of the units [units, steps] of an input."""
+    keep = 1 - p
+    y = np.empty((passes, *new.shape))
+    z = (rng.random((passes, len(new))) < keep).astype(float)
+    for t in range(new.shape[1]):
+        y[:, :, t] = new[:, t] * z / keep
+    return y
+
+
+def rnn_drop(rng: Generator, passes: int, p: float, new: Array, old: Array) -> Array:
+    """Moon et al. 2015: c_t = m ∘ (f ∘ c_{t-1} + i ∘ g) with the sequence's own m, nothing rescaled."""
+    y = np.empty((passes, *new.shape))
+    for s in range(passes):
+        m = (rng.random(len(new)) >= p).astype(float)
+        for t in range(new.shape[1]):
+            y[s, :, t] = m * new[:, t]
+    return y
+
+
+def recurrent_dropout(rng: Generator, passes: int, p: float, new: Array, old: Array) -> Array:
+    """Semeniuta et al. 2016, eq. 14: d(g_t), a mask at every t; the network was stored for testing."""
+    keep = 1 - p
+    y = np.empty((passes, *new.shape))
+    for t in range(new.shape[1]):
+        y[:, :, t] = (rng.random((passes, len(new))) < keep) * new[:, t] / keep
+    return y
+
+
+def zoneout(rng: Generator, passes: int, p: float, new: Array, old: Array) -> Array:
+    """Krueger et al. 2017, eq. 5: d_t ∘ h_{t-1} + (1 - d_t) ∘ h̃_t, d_t ~ Bernoulli(z) at every t."""
+    d = rng.random((passes, *new.shape)) < p
+    return np.where(d, old, new)
+
+
 ACTIVATIONS: dict[str, OfActivations] = {
     "bernoulli": dropout,
     "gaussian": gaussian_dropout,
@@ -312,6 +348,12 @@ def cutout(rng: Generator, passes: int, p: float, x: Array, length: int = 2) -> 
 
 MAPS: dict[str, OfActivations] = {"dropblock": dropblock, "cutout": cutout}
 """Those that take images [C, H, W]."""
+CELLS: dict[str, OfCells] = {
+    "variational-rnn": variational_rnn,
+    "rnn-drop": rnn_drop,
+    "recurrent-dropout": recurrent_dropout,
+    "zoneout": zoneout,
+}
 PAIRS: dict[str, OfPairs] = {"standout": standout, "shake-shake": shake_shake}
 WEIGHTS: dict[str, OfWeights] = {
     "dropconnect": dropconnect,

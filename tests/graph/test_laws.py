@@ -12,6 +12,7 @@ from torch import Tensor
 
 from service import Predictor
 from service.dropout import BY_NAME, VARIANTS
+from service.dropout.variant import CellVariant
 from service.errors import BadRequest, InvalidPlan, NoActiveSite
 from service.graph.compiled import Compiled
 from service.plan import make_plan
@@ -31,13 +32,14 @@ def means(prediction: object) -> list[Tensor]:
 
 
 def plans(predictor: Predictor) -> Iterator[dict[str, object]]:
-    """Yield the plan as trained, and every variant at both rates where it fits anything."""
+    """Yield the plan as trained, and every variant at both rates where it fits anything; one within cells."""
     if any(site.is_trained for site in predictor.sites):
         yield {}
     fitting = {name for site in predictor.sites for name in predictor.fitting(site.name)}
     for name in NAMES:
         if name in fitting and serves(predictor, name):
-            yield from ({"variant": name, "p": p} for p in RATES) if BY_NAME[name].rated else ({"variant": name},)
+            rates = RATES[:1] if issubclass(BY_NAME[name], CellVariant) else RATES  # steps take long
+            yield from ({"variant": name, "p": p} for p in rates) if BY_NAME[name].rated else ({"variant": name},)
 
 
 def serves(predictor: Predictor, variant: str) -> bool:

@@ -9,6 +9,8 @@ from zoo_graphs import Positions
 from zoo_layers import Frames
 
 from service import Predictor
+from service.dropout import DropoutLSTM, VariationalRNN, Zoneout
+from service.dropout.variant import CellVariant
 from service.graph.capture import from_program
 
 
@@ -20,10 +22,23 @@ def frames(rows: int) -> tuple[Tensor, ...]:
     return (torch.randn(rows, 7, 1, 6, 6),)
 
 
+class Steps(nn.Module):
+    """A recurrent layer's outputs at every step."""
+
+    def __init__(self, variant: CellVariant) -> None:
+        super().__init__()
+        self.rnn = DropoutLSTM(WIDTH, 5, batch_first=True, variant=variant)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(x)[0]
+
+
 GROWING = (
     Specimen("dropout of each position", lambda: mlp(nn.Dropout(0.4)), steps),
     Specimen("rows and positions in one axis", Positions, steps),
     Specimen("spatial dropout of frames", Frames, frames),
+    Specimen("one mask for all steps", lambda: Steps(VariationalRNN(0.4)), steps),
+    Specimen("a mask for each step", lambda: Steps(Zoneout(0.4, 0.3)), steps),
 )
 
 

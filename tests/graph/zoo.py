@@ -1,6 +1,7 @@
 """Every specimen: tiny networks, each named for its difficulty."""
 
 from zoo_attention import ATTENTION
+from zoo_cells import CELLS
 from zoo_graphs import GRAPHS
 from zoo_images import IMAGES
 from zoo_inplace import INPLACE
@@ -10,4 +11,4 @@ from zoo_pools import POOLS
 from zoo_recurrent import RECURRENT
 from zoo_weights import WEIGHTS
 
-ZOO = (*LAYERS, *ATTENTION, *RECURRENT, *INPLACE, *WEIGHTS, *PATHS, *IMAGES, *POOLS, *GRAPHS)
+ZOO = (*LAYERS, *ATTENTION, *RECURRENT, *CELLS, *INPLACE, *WEIGHTS, *PATHS, *IMAGES, *POOLS, *GRAPHS)

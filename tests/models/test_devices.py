@@ -89,6 +89,7 @@ def run_on_cuda(predictor: Predictor, state_too: bool = True) -> list[str]:
     [
         ("digits", {"trained", "spatial", "bernoulli", "gaussian", "dropconnect", "dropconnect-sampled"}),
         ("digits-dropconnect", {"trained", "dropconnect", "dropconnect-sampled"}),
+        ("digits-rows", {"trained", "variational-rnn", "rnn-drop", "recurrent-dropout", "zoneout", "dropconnect"}),
         ("diabetes", {"trained", "bernoulli", "gaussian", "dropconnect", "dropconnect-sampled"}),
     ],
 )

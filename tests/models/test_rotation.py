@@ -12,7 +12,7 @@ COLUMNS = ("entropy", "mutual_information")
 DIGITS = 100
 
 
-@pytest.mark.parametrize("name", ["digits", "digits-dropconnect"])
+@pytest.mark.parametrize("name", ["digits", "digits-dropconnect", "digits-rows"])
 def test_a_digit_turned_on_its_side_is_doubted(
     name: str, script: Callable[[str], ModuleType], predictor: Callable[[str], Predictor]
 ) -> None:

@@ -36,6 +36,10 @@ SITES = {
         "hidden2.weight": ("dropconnect-sampled", 0.5),
         "logits.weight": ("dropconnect-sampled", 0.5),
     },
+    "digits-rows": {
+        "logits.weight": (None, None),
+        "rows.cell_0": ("variational-rnn", 0.2),
+    },
     "diabetes": {
         "input": (None, None),
         "drop": ("bernoulli", 0.2),
@@ -44,7 +48,7 @@ SITES = {
     },
 }
 NAMES = tuple(SITES)
-DIGITS = ("digits", "digits-dropconnect")
+DIGITS = ("digits", "digits-dropconnect", "digits-rows")
 Scripts = Callable[[str], ModuleType]
 Cards = Callable[[str], Card]
 Predictors = Callable[[str], Predictor]
@@ -58,7 +62,7 @@ def gaussian_log_likelihood(y: Tensor, mean: Tensor, variance: Tensor) -> float:
     return sum(each) / len(each)
 
 
-@pytest.mark.parametrize(("name", "least"), [("digits", 0.98), ("digits-dropconnect", 0.97)])
+@pytest.mark.parametrize(("name", "least"), [("digits", 0.98), ("digits-dropconnect", 0.97), ("digits-rows", 0.97)])
 def test_unseen_digits_are_read_as_well_as_the_datasheet_says(
     name: str, least: float, script: Scripts, card: Cards, predictor: Predictors
 ) -> None:
