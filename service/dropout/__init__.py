@@ -11,6 +11,7 @@ from service.dropout.fast import Fast
 from service.dropout.feature_alpha import FeatureAlpha
 from service.dropout.gaussian import Gaussian, GaussianDropout
 from service.dropout.layer_drop import LayerDrop, LayerDropPath
+from service.dropout.locked import Locked, LockedDropout
 from service.dropout.masksembles import Masksembles, Masksembles1d, Masksembles2d
 from service.dropout.noise import Stream
 from service.dropout.shake_drop import ShakeDrop, ShakeDropPath
@@ -24,6 +25,7 @@ from service.dropout.uniform import Uniform, UniformDropout
 from service.dropout.variant import Kind, Variant
 from service.dropout.variational_a import VariationalA, VariationalLinear
 from service.dropout.variational_b import VariationalB
+from service.dropout.weight_dropped import WeightDropGRU, WeightDropLSTM, WeightDropped
 from service.dropout.word_dropout import WordDropout, WordDropoutEmbedding
 
 VARIANTS: tuple[type[Variant], ...] = (
@@ -50,6 +52,8 @@ VARIANTS: tuple[type[Variant], ...] = (
     TargetedWeights,
     TargetedUnits,
     WordDropout,
+    Locked,
+    WeightDropped,
 )
 BY_NAME: dict[str, type[Variant]] = {variant.name: variant for variant in VARIANTS}
 
@@ -72,6 +76,8 @@ __all__ = [
     "Kind",
     "LayerDrop",
     "LayerDropPath",
+    "Locked",
+    "LockedDropout",
     "Masksembles",
     "Masksembles1d",
     "Masksembles2d",
@@ -97,6 +103,9 @@ __all__ = [
     "VariationalA",
     "VariationalB",
     "VariationalLinear",
+    "WeightDropGRU",
+    "WeightDropLSTM",
+    "WeightDropped",
     "WordDropout",
     "WordDropoutEmbedding",
 ]

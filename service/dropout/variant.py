@@ -30,6 +30,7 @@ class Kind(StrEnum):
     BRANCHES = "branches"
     CONV = "convolution"
     EMBEDDING = "embedding"
+    RECURRENT_WEIGHT = "recurrent weight"
 
 
 ELEMENTWISE = frozenset({Kind.ACTIVATION, Kind.ATTENTION, Kind.RECURRENT, Kind.RESIDUAL})

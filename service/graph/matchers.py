@@ -17,6 +17,8 @@
 | rand + q → floor_ → mul(div(x, q), ·)           | site(x): Hugging Face                           |
 | scaled_dot_product_attention(Q, K, V, …)        | site(softmax(Q Kᵀ)) V                           |
 | lstm, gru, rnn of n layers                      | layer → site → layer → … → layer                |
+| locked_dropout(x, …, p, _)                      | site(x)                                         |
+| weight_drop_lstm(x, …, p) and gru               | lstm, gru, the sites being recurrent weights    |
 """
 
 from collections.abc import Callable
@@ -32,6 +34,7 @@ from service.graph.masks import choose_mask
 from service.graph.nodes import float_operand, getitems, node_operand, operand, place_of
 from service.graph.paired import gate, mix_branches
 from service.graph.recurrent import RECURRENT, unroll_layers
+from service.graph.sequences import WEIGHT_DROPPED, lock, place_recurrent_weights
 from service.graph.shapes import BATCH, Dims
 from service.graph.sites import SITE, Canon, LocatedSite
 from service.graph.trained_weights import TRAINED_WEIGHTS, place_weight
@@ -217,4 +220,6 @@ _REWRITES: tuple[tuple[tuple[Any, ...], _Rewrite], ...] = (
     ((aten.rand.default,), _rand_path),
     ((aten.scaled_dot_product_attention.default,), _attention),
     (RECURRENT, unroll_layers),
+    ((thinnet.locked_dropout.default,), lock),
+    (tuple(WEIGHT_DROPPED), place_recurrent_weights),
 )

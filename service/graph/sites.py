@@ -160,4 +160,4 @@ def _without_value(node: fx.Node) -> dict[str, Any]:
 
 def _is_own_module(cls: str, what: str) -> bool:
     short = cls.rsplit(".", 1)[-1].lower()
-    return "drop" in short or "stochasticdepth" in short
+    return ("drop" in short or "stochasticdepth" in short) and not what.startswith("layer_")

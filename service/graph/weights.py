@@ -13,6 +13,7 @@ from service.dropout import BY_NAME, Kind
 from service.dropout.targeted_weights import pruned
 from service.graph.nodes import node_operand, operand, value_of
 from service.graph.program import STATE_NAME
+from service.graph.recurrent import RECURRENT, recurrent_weights
 from service.graph.shapes import BatchAxis, find_batch
 from service.graph.sites import Canon, Site, Trained
 
@@ -64,7 +65,8 @@ def find_weights(canon: Canon) -> tuple[WeightSite, ...]:
         if parameter is not None:
             found.setdefault(parameter, []).append(Use(node, _bias_of(node)))
     weights = tuple(_weight_site(canon, parameter, tuple(uses)) for parameter, uses in found.items())
-    return weights + find_tables(canon, frozenset(site.site.name for site in weights))
+    taken = frozenset(site.site.name for site in weights)
+    return weights + find_tables(canon, taken) + find_recurrent_weights(canon, taken)
 
 
 def _weight_of(node: fx.Node) -> fx.Node | None:
@@ -138,6 +140,22 @@ def find_tables(canon: Canon, taken: frozenset[str]) -> tuple[WeightSite, ...]:
         variant, p, others = how_trained(canon, table, Kind.EMBEDDING)
         site = Site(f"{name}#words" if name in taken else name, Kind.EMBEDDING, shape, variant, p, others)
         sites.append(WeightSite(site, table, tuple(uses), {}, False))
+    return tuple(sites)
+
+
+def find_recurrent_weights(canon: Canon, taken: frozenset[str]) -> tuple[WeightSite, ...]:
+    """Return the hidden-to-hidden weights of torch's recurrent layers; one mask serves all steps."""
+    found: dict[fx.Node, list[Use]] = {}
+    for node in canon.graph.nodes:
+        for weight in recurrent_weights(node) if node.target in RECURRENT else ():
+            if _is_matrix_parameter(weight):
+                found.setdefault(weight, []).append(Use(node, None))
+    sites = []
+    for weight, uses in found.items():
+        name, shape = weight.meta[STATE_NAME], tuple(int(size) for size in value_of(weight).shape)
+        how = how_trained(canon, weight, Kind.RECURRENT_WEIGHT)
+        site = Site(f"{name}#recurrent" if name in taken else name, Kind.RECURRENT_WEIGHT, shape, *how)
+        sites.append(WeightSite(site, weight, tuple(uses), {}, False))
     return tuple(sites)
 
 

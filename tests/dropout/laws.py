@@ -41,6 +41,8 @@ SHARED_AXES: dict[str, frozenset[str]] = {
     "all units; all uses of the parameter; all rows in scope pass": frozenset(),
     "all weights of a unit; all uses of the parameter; all rows in scope pass": frozenset(),
     "all features and occurrences of a word": frozenset({"position"}),
+    "all steps of a unit": frozenset({"channel"}),
+    "all steps of a sequence; all uses of the parameter; all rows in scope pass": frozenset(),
 }
 """What each wording of `Variant.shared` means inside a row: the axes along which one draw serves all."""
 

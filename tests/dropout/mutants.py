@@ -32,6 +32,7 @@ from service.dropout import (
     Variant,
     VariationalA,
     VariationalB,
+    WeightDropped,
 )
 from service.dropout.noise import Shape
 from service.dropout.variant import ActivationVariant, SampledProduct, WeightVariant
@@ -176,7 +177,9 @@ def sharing_widened(variant: type[Variant]) -> Iterator[Mutant]:
         if size[axis] == 1:
             continue
         faulty = _with_noise(variant, lambda _, noise, axis=axis: noise.narrow(axis, 0, 1).expand_as(noise))
-        if issubclass(variant, (DropConnect, TargetedWeights)) and axis == 3:  # one draw for all weights of a unit
+        if (
+            issubclass(variant, (DropConnect, TargetedWeights, WeightDropped)) and axis == 3
+        ):  # one draw for all weights of a unit
             yield Mutant("shared by a unit's weights", faulty, laws.the_variance_is_its_closed_form, "variance is")
             continue
         yield Mutant(f"shared along axis {axis}", faulty, laws.noise_is_shared_as_declared, "sharing: correlation")

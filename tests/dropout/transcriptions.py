@@ -216,6 +216,23 @@ def word_dropout(rng: Generator, passes: int, p: float, x: Array) -> Array:
     return y
 
 
+def locked_dropout(rng: Generator, passes: int, p: float, x: Array) -> Array:
+    """Merity et al. 2018, §4.2 and their LockedDropout: m of shape (1, B, units), Bernoulli(1 - p) over 1 - p."""
+    y = np.empty((passes, *x.shape))
+    m = (rng.random((passes, x.shape[1])) < 1 - p) / (1 - p)
+    for step in range(x.shape[0]):
+        y[:, step] = m * x[step]
+    return y
+
+
+def weight_dropped(rng: Generator, passes: int, p: float, x: Array, weight: Array, bias: Array) -> Array:
+    """Merity et al. 2018, §2 and their WeightDrop: w = dropout(raw_w, p) of the hidden-to-hidden matrix, per batch."""
+    u = np.empty((passes, len(weight)))
+    for t in range(passes):
+        u[t] = np.where(rng.random(weight.shape) < p, 0.0, weight / (1 - p)) @ x + bias
+    return u
+
+
 ACTIVATIONS: dict[str, OfActivations] = {
     "bernoulli": dropout,
     "gaussian": gaussian_dropout,
@@ -229,6 +246,7 @@ ACTIVATIONS: dict[str, OfActivations] = {
     "layer-drop": layer_drop,
     "shake-drop": shake_drop,
     "word-dropout": word_dropout,
+    "locked": locked_dropout,
 }
 PAIRS: dict[str, OfPairs] = {"standout": standout, "shake-shake": shake_shake}
 WEIGHTS: dict[str, OfWeights] = {
@@ -240,4 +258,5 @@ WEIGHTS: dict[str, OfWeights] = {
     "shakeout": shakeout,
     "targeted-weights": targeted_weight_dropout,
     "targeted-units": targeted_unit_dropout,
+    "weight-dropped": weight_dropped,
 }
