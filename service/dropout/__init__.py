@@ -17,6 +17,11 @@ from service.dropout.noise import Stream
 from service.dropout.shake_drop import ShakeDrop, ShakeDropPath
 from service.dropout.shake_shake import ShakeShake, ShakeShakeMix
 from service.dropout.shakeout import Shakeout, ShakeoutLinear
+from service.dropout.sparse_variational import (
+    SparseVariational,
+    SparseVariationalJoint,
+    SparseVariationalLinear,
+)
 from service.dropout.spatial import Spatial
 from service.dropout.standout import Standout, StandoutGate, StandoutLinear
 from service.dropout.targeted_units import TargetedUnits
@@ -25,6 +30,7 @@ from service.dropout.uniform import Uniform, UniformDropout
 from service.dropout.variant import Kind, Variant
 from service.dropout.variational_a import VariationalA, VariationalLinear
 from service.dropout.variational_b import VariationalB
+from service.dropout.variational_learned import LearnedVariationalLinear
 from service.dropout.weight_dropped import WeightDropGRU, WeightDropLSTM, WeightDropped
 from service.dropout.word_dropout import WordDropout, WordDropoutEmbedding
 
@@ -54,6 +60,8 @@ VARIANTS: tuple[type[Variant], ...] = (
     WordDropout,
     Locked,
     WeightDropped,
+    SparseVariational,
+    SparseVariationalJoint,
 )
 BY_NAME: dict[str, type[Variant]] = {variant.name: variant for variant in VARIANTS}
 
@@ -76,6 +84,7 @@ __all__ = [
     "Kind",
     "LayerDrop",
     "LayerDropPath",
+    "LearnedVariationalLinear",
     "Locked",
     "LockedDropout",
     "Masksembles",
@@ -87,6 +96,9 @@ __all__ = [
     "ShakeShakeMix",
     "Shakeout",
     "ShakeoutLinear",
+    "SparseVariational",
+    "SparseVariationalJoint",
+    "SparseVariationalLinear",
     "Spatial",
     "SpatialConcrete",
     "SpatialConcreteDropout",

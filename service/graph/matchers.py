@@ -12,6 +12,7 @@
 | masksembles(x, masks, scale, _)                 | site(x)                                         |
 | dropconnect_linear(x, W, b, p, …) and relatives | linear(x, W, b), the site being W               |
 | targeted_linear(x, W, b, p, γ, …)               | linear(x, pruned(W), b), the site being W       |
+| sparse_variational_linear(x, W, b, log σ², …)   | linear(x, pruned(W), b), the site being W       |
 | word_dropout_embedding(W, i, …)                 | embedding(W, i), the site being W               |
 | bernoulli_(empty, q) → div_(·, q) → mul(x, ·)   | site(x): timm, torchvision                      |
 | rand + q → floor_ → mul(div(x, q), ·)           | site(x): Hugging Face                           |

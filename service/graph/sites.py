@@ -17,7 +17,7 @@ from service.graph.nodes import module_of, place_of, value_of
 from service.graph.program import Program
 from service.graph.shapes import BatchAxis, Dims, Symbols, find_batch, row_dims
 
-Trained = tuple[str, float, tuple[tuple[str, float], ...]]
+Trained = tuple[str, float | None, tuple[tuple[str, float], ...]]
 SITE = "site"  # node.meta key: the LocatedSite
 
 

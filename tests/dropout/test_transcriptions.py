@@ -5,7 +5,7 @@ from math import log, sqrt
 import numpy as np
 import pytest
 import torch
-from bench import BIAS, FEATURES, PASSES, SAMPLED, WEIGHT, U, X, at_rate, outputs, stream
+from bench import BIAS, FEATURES, PASSES, SAMPLED, WEIGHT, U, X, at_rate, learned, outputs, stream
 from laws import SIGMAS, variance_error
 from numpy.typing import NDArray
 from transcriptions import ACTIVATIONS, PAIRS, WEIGHTS
@@ -39,7 +39,7 @@ def papers(name: str, p: float) -> Passes:
         return ACTIVATIONS[name](rng, PASSES, p, X[0].double().numpy()).reshape(PASSES, -1)
     if name in PAIRS:
         return PAIRS[name](rng, PASSES, U[0].double().numpy(), X[0].double().numpy()).reshape(PASSES, -1)
-    given = (each.double().numpy() for each in (FEATURES[0], WEIGHT, BIAS))
+    given = (each.double().numpy() for each in (FEATURES[0], WEIGHT, BIAS, *learned(BY_NAME[name])))
     return WEIGHTS[name](rng, PASSES, p, *given)
 
 

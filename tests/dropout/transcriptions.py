@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 OfActivations = Callable[[Generator, int, float, Array], Array]
 OfPairs = Callable[[Generator, int, Array, Array], Array]
-OfWeights = Callable[[Generator, int, float, Array, Array, Array], Array]
+OfWeights = Callable[..., Array]  # rng, passes, p, x, weight, bias and what the layer learned besides
 
 
 def dropout(rng: Generator, passes: int, p: float, x: Array) -> Array:
@@ -233,6 +233,25 @@ def weight_dropped(rng: Generator, passes: int, p: float, x: Array, weight: Arra
     return u
 
 
+def sparse_variational_dropout(
+    rng: Generator, passes: int, p: float, x: Array, weight: Array, bias: Array, log_sigma2: Array
+) -> Array:
+    """Molchanov et al. 2017, §4.1 and their code: log α = log σ² - log θ², mu = θ x, si = √(α θ² x²), b afterwards."""
+    log_alpha = np.clip(log_sigma2 - np.log(weight**2), -8, 8)
+    mu, si = weight @ x, np.sqrt((np.exp(log_alpha) * weight * weight) @ (x * x))
+    return mu + rng.standard_normal((passes, len(weight))) * si + bias
+
+
+def sparse_weights(
+    rng: Generator, passes: int, p: float, x: Array, weight: Array, bias: Array, log_sigma2: Array
+) -> Array:
+    """Molchanov et al. 2017, §4.2, additive noise: w_ij = θ_ij + σ_ij ε_ij, ε_ij ~ N(0, 1)."""
+    u = np.empty((passes, len(weight)))
+    for t in range(passes):
+        u[t] = rng.normal(weight, np.exp(log_sigma2 / 2)) @ x + bias
+    return u
+
+
 ACTIVATIONS: dict[str, OfActivations] = {
     "bernoulli": dropout,
     "gaussian": gaussian_dropout,
@@ -259,4 +278,6 @@ WEIGHTS: dict[str, OfWeights] = {
     "targeted-weights": targeted_weight_dropout,
     "targeted-units": targeted_unit_dropout,
     "weight-dropped": weight_dropped,
+    "sparse-variational": sparse_variational_dropout,
+    "sparse-variational-joint": sparse_weights,
 }
