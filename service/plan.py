@@ -1,8 +1,8 @@
 """Which variant acts at which site: what the caller asked for, checked against what fits; it does not run anything.
 
 `variant="trained"` is what the network was trained with. Another variant replaces the whole plan: it goes to the
-trained sites that it fits or, if it fits none of them, to every site that it fits; all other sites are off. `sites`
-then adds or overrides one by one.
+trained sites that it fits or, if it fits none of them, to every site that it fits, inputs only if nothing else; all
+other sites are off. `sites` then adds or overrides one by one.
 """
 
 import difflib
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.dropout import BY_NAME, Variant
+from service.dropout import BY_NAME, Kind, Variant
 from service.errors import InvalidPlan, NoActiveSite
 from service.graph.sites import Site
 
@@ -92,10 +92,9 @@ def _whole_plan(sites: Sequence[Site], variant: str, p: float | None) -> dict[st
     fits = [site for site in sites if cls().fits(site.kind, site.shape)]
     if not fits:
         raise InvalidPlan(f"variant {variant!r} fits none of the sites: {_sites_and_fits(sites)}")
-    return {
-        site.name: Choice(variant, _parameters(site, variant, p))
-        for site in [site for site in fits if site in trained] or fits
-    }
+    inside = [site for site in fits if site.kind is not Kind.INPUT]
+    chosen = [site for site in fits if site in trained] or inside or fits
+    return {site.name: Choice(variant, _parameters(site, variant, p)) for site in chosen}
 
 
 def _override(site: Site, override: Override, planned: Choice | None, p: float | None) -> Choice | None:

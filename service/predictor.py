@@ -20,6 +20,7 @@ from service.datasheet import Datasheet
 from service.errors import BadRequest, InvalidInput, InvalidPlan, NoActiveSite
 from service.folder import read_card, write_folder
 from service.graph.archive import load_program
+from service.graph.candidates import drop_entangled
 from service.graph.capture import Captured, Example, capture, from_program
 from service.graph.compiled import Compiled, couples_rows
 from service.graph.layout import note_layouts
@@ -67,10 +68,8 @@ class Predictor:
         self._lock = Lock()
         self.inputs = described_inputs(captured, inputs)
         self.outputs = described_outputs(captured, outputs)
-        self.sites: tuple[Site, ...] = (
-            *(located.site for located in captured.activation_sites()),
-            *(weight.site for weight in captured.weights),
-        )
+        drop_entangled(captured.program.graph.graph)
+        self.sites = _listed(captured)
         self.lost = captured.lost
         self.seed, self.variant = seed, variant
         self._own_passes = passes
@@ -267,6 +266,13 @@ class Predictor:
             for output, noisy in zip(self.outputs, compiled.stochastic, strict=True)
             if not noisy
         )
+
+
+def _listed(captured: Captured) -> tuple[Site, ...]:
+    """Return all sites: those that a layer stands for, weights, then those that only a request makes random."""
+    located = [each.site for each in captured.activation_sites()]
+    layers = [site for site in located if site.variant is not None]
+    return (*layers, *(weight.site for weight in captured.weights), *(site for site in located if site not in layers))
 
 
 def _passes(plan: Plan, asked: int | None, default: int) -> int:

@@ -271,7 +271,7 @@ def test_a_network_without_dropout_is_exported_and_says_which_variants_would_mak
 
 
 def test_a_network_where_nothing_can_be_random_is_exported_and_says_so() -> None:
-    made = export_folder("nets.small:Fixed", "models/fixed", ["4"], no_weights=True)
+    made = export_folder("nets.small:Fixed", "models/fixed", ["x:int64:4"], no_weights=True)
 
     assert made.sites == ()
     assert "nothing in this network is random as it was trained: no variant fits any of its sites" in made.notes[-1]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from service.dropout.noise import Shape, Stream
 from service.dropout.operator import register
-from service.dropout.variant import ELEMENTWISE, ActivationVariant, Kind, shared_after_first
+from service.dropout.variant import ELEMENTWISE, HIDDEN, ActivationVariant, Kind, shared_after_first
 from service.errors import InvalidPlan
 
 _LEAST_T, _MOST_T = 1e-3, 100.0
@@ -83,7 +83,7 @@ class SpatialConcrete(Concrete):
     shared = "all positions of a channel"
     mean_form = "x E z_c / q"
     variance_form = "x² Var z_c / q²"
-    kinds = frozenset({Kind.ACTIVATION, Kind.RECURRENT})
+    kinds = HIDDEN | {Kind.ACTIVATION, Kind.RECURRENT}
     per_channel = True
 
     t: float = 2 / 3

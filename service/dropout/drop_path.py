@@ -19,7 +19,7 @@ class DropPath(ActivationVariant):
     mean_form = "x"
     variance_form = "x² p / q"
     reference = "Huang et al. 2016, ECCV (arXiv 1603.09382)"
-    kinds = frozenset({Kind.RESIDUAL})
+    kinds = frozenset({Kind.RESIDUAL, Kind.ADDITION})
 
     def draw(self, stream: Stream, shape: Shape) -> Tensor:
         """Draw b / q [S, R, 1, …]."""

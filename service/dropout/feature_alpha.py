@@ -21,7 +21,7 @@ class FeatureAlpha(ActivationVariant):
     mean_form = "a q x"
     variance_form = "a² p q (x + α′)²"
     reference = "Klambauer et al. 2017, NeurIPS (arXiv 1706.02515)"
-    kinds = frozenset({Kind.ACTIVATION, Kind.RECURRENT})
+    kinds = frozenset({Kind.ACTIVATION, Kind.RECURRENT, Kind.SELU})
     per_channel = True
 
     @property

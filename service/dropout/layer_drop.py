@@ -24,7 +24,7 @@ class LayerDrop(ActivationVariant):
     mean_form = "q x"
     variance_form = "p q x²"
     reference = "Fan et al. 2020, ICLR (arXiv 1909.11556)"
-    kinds = frozenset({Kind.RESIDUAL})
+    kinds = frozenset({Kind.RESIDUAL, Kind.ADDITION})
 
     p: float = 0.2
 

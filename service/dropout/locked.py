@@ -24,7 +24,7 @@ class Locked(ActivationVariant):
     mean_form = "x"
     variance_form = "x² p / q"
     reference = "Merity et al. 2018, ICLR (arXiv 1708.02182)"
-    kinds = frozenset({Kind.RECURRENT, Kind.ACTIVATION})
+    kinds = frozenset({Kind.RECURRENT, Kind.ACTIVATION, Kind.INPUT})
 
     p: float = 0.4
 

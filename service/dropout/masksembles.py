@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from service.dropout.noise import Shape, Stream
 from service.dropout.operator import register
-from service.dropout.variant import ActivationVariant, Kind
+from service.dropout.variant import HIDDEN, ActivationVariant, Kind
 from service.errors import InvalidPlan
 
 _LEAST_UNITS = 10
@@ -38,7 +38,7 @@ class Masksembles(ActivationVariant):
     mean_form = "x Σ m_t / n"
     variance_form = "x² m̄ (1 - m̄), m̄ = Σ m_t / n"
     reference = "Durasov et al. 2021, CVPR (arXiv 2012.08334)"
-    kinds = frozenset({Kind.ACTIVATION})
+    kinds = HIDDEN | {Kind.ACTIVATION}
     per_channel = True
     rated = False
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from service.dropout.noise import Shape, Stream
-from service.dropout.variant import ActivationVariant, Kind, scaled_keep, shared_after_first
+from service.dropout.variant import HIDDEN, ActivationVariant, Kind, scaled_keep, shared_after_first
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Spatial(ActivationVariant):
     mean_form = "x"
     variance_form = "x² p / q"
     reference = "Tompson et al. 2015, CVPR (arXiv 1411.4280)"
-    kinds = frozenset({Kind.ACTIVATION, Kind.RECURRENT})
+    kinds = HIDDEN | {Kind.ACTIVATION, Kind.RECURRENT}
     per_channel = True
 
     def fits(self, kind: Kind, shape: Shape) -> bool:

@@ -32,9 +32,14 @@ class Kind(StrEnum):
     EMBEDDING = "embedding"
     RECURRENT_WEIGHT = "recurrent weight"
     SPARSE_WEIGHT = "sparse weight"
+    HIDDEN = "hidden"
+    SELU = "self-normalising"
+    INPUT = "input"
+    ADDITION = "addition"
 
 
-ELEMENTWISE = frozenset({Kind.ACTIVATION, Kind.ATTENTION, Kind.RECURRENT, Kind.RESIDUAL})
+HIDDEN = frozenset({Kind.HIDDEN, Kind.SELU})
+ELEMENTWISE = HIDDEN | {Kind.ACTIVATION, Kind.ATTENTION, Kind.RECURRENT, Kind.RESIDUAL, Kind.INPUT}
 
 
 @dataclass(frozen=True)

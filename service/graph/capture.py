@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from service.errors import CaptureFailed, ImpureGraph
+from service.graph.candidates import find_candidates
 from service.graph.matchers import canonicalise
 from service.graph.nodes import value_of
 from service.graph.program import Program, read_program
@@ -111,7 +112,9 @@ def from_program(
         prove_capture(program, example, expected)
     pure = purify(program, example)
     prove_purity(program, pure, example)
-    weights = find_weights(Canon(pure, symbols, trained=_by_state(canon, pure)))
+    pure_canon = Canon(pure, symbols, canon.names, _by_state(canon, pure))
+    weights = find_weights(pure_canon)
+    find_candidates(pure_canon)
     return Captured(pure, symbols, weights, exported, example)
 
 

@@ -54,7 +54,7 @@ def float_operand(node: fx.Node, index: int, default: float | None = None) -> fl
         CaptureFailed: It is computed, or no number.
     """
     value = operand(node, index, default)
-    return float(_as(float, node, index, "a plain number") if not isinstance(value, int) else value)
+    return float(value if isinstance(value, (int, float)) else _as(float, node, index, "a plain number"))
 
 
 def int_operand(node: fx.Node, index: int) -> int:
@@ -89,6 +89,18 @@ def value_of(node: fx.Node) -> Tensor:
     value = node.meta["val"]
     assert isinstance(value, Tensor)
     return value
+
+
+def operator_name(node: fx.Node) -> str:
+    """Return the operator's name without its library and overload; nothing where a node calls none."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name.rpartition(":")[2]
+    return str(getattr(node.target, "__name__", "")) if callable(node.target) else ""
+
+
+def is_tensor(node: fx.Node) -> bool:
+    """Tell whether the export recorded a node's value, and it is a tensor."""
+    return isinstance(node.meta.get("val"), Tensor)
 
 
 def getitems(node: fx.Node) -> list[tuple[int, fx.Node]]:

@@ -111,16 +111,16 @@ class Canon:
 
     def place(
         self, at: fx.Node, x: fx.Node, dims: Dims, kind: Kind, variant: str | None, p: float | None, what: str,
-        inplace: bool = False, parameters: tuple[tuple[str, float], ...] = (),
+        inplace: bool = False, parameters: tuple[tuple[str, float], ...] = (), before: fx.Node | None = None,
     ) -> fx.Node:  # fmt: skip
-        """Insert a site on x before node `at`, named after the module that `at` came from."""
+        """Insert a site on x before node `at`, or another one, named after the module that `at` came from."""
         try:
             batch = find_batch(dims)
         except ValueError as error:
             raise CaptureFailed(f"{place_of(at)}: {error}; put the batch on an axis of its own") from None
         shape = row_dims(dims, batch)
         site = Site(self.name(at, what), kind, self.plain(shape), variant, p, parameters)
-        with self.graph.inserting_before(at):
+        with self.graph.inserting_before(before or at):
             node = self.graph.call_function(activation_site, (x, True) if inplace else (x,))
         value = {"val": x.meta["val"]} if "val" in x.meta else {}
         node.meta = {**_without_value(at), **value, SITE: LocatedSite(site, dims, batch)}
@@ -159,5 +159,7 @@ def _without_value(node: fx.Node) -> dict[str, Any]:
 
 
 def _is_own_module(cls: str, what: str) -> bool:
-    short = cls.rsplit(".", 1)[-1].lower()
-    return ("drop" in short or "stochasticdepth" in short) and not what.startswith("layer_")
+    module, _, short = cls.lower().rpartition(".")
+    is_activation = module == "torch.nn.modules.activation" and short != "multiheadattention"
+    drops = ("drop" in short or "stochasticdepth" in short) and not what.startswith("layer_")
+    return drops or is_activation

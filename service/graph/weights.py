@@ -28,6 +28,7 @@ _CONVOLUTIONS = {
 LINEAR = aten.linear.default
 _PRODUCTS = {aten.matmul.default, aten.mm.default, aten.addmm.default}
 _PRUNINGS = (pruned, without_noisy_weights)
+_WEIGHTED = {*RECURRENT, aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 _TRANSPOSES = {aten.t.default, aten.transpose.int, aten.permute.default, aten.numpy_T.default}
 
 
@@ -72,6 +73,11 @@ def find_weights(canon: Canon) -> tuple[WeightSite, ...]:
     weights = tuple(_weight_site(canon, parameter, tuple(uses)) for parameter, uses in found.items())
     taken = frozenset(site.site.name for site in weights)
     return weights + find_tables(canon, taken) + find_recurrent_weights(canon, taken)
+
+
+def is_product(node: fx.Node) -> bool:
+    """Tell whether a node is a layer with weights of its own."""
+    return node.target in _WEIGHTED or _weight_of(node) is not None
 
 
 def _weight_of(node: fx.Node) -> fx.Node | None:

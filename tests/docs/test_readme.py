@@ -69,7 +69,7 @@ def test_the_calls_shown_give_the_values_shown() -> None:
             assert close(json.loads(found.stdout), json.loads(shown)), found.stdout.decode()
 
 
-def test_every_python_block_runs(tmp_path: Path) -> None:
+def test_every_python_block_runs_and_prints_what_stands_beside_it(tmp_path: Path) -> None:
     script = "\n".join(text for kind, text in blocks() if kind == "python")
     assert script
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -77,6 +77,7 @@ def test_every_python_block_runs(tmp_path: Path) -> None:
         [sys.executable, "-W", "ignore", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == re.findall(r"^print\(.*\)  # (.+)$", script, re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,10 +1,14 @@
 """A tiny network named for its difficulty, its inputs, and the naive way to run one stochastic pass."""
 
+import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from service import Predictor
 
 WIDTH = 6
 
@@ -21,6 +25,31 @@ class Specimen:
 
     def __repr__(self) -> str:
         return self.name
+
+
+class Block(nn.Module):
+    """The basic block of a residual network (He et al. 2016)."""
+
+    def __init__(self, inner: int, outer: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False), nn.BatchNorm2d(outer)
+        self.conv2, self.bn2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False), nn.BatchNorm2d(outer)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut = (
+            nn.Identity()
+            if stride == 1
+            else nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer))
+        )
+
+    def branch(self, x: Tensor) -> Tensor:
+        result: Tensor = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return result
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.branch(x)
+        y += self.shortcut(x)
+        result: Tensor = self.relu(y)
+        return result
 
 
 def mlp(drop: nn.Module) -> nn.Sequential:
@@ -67,3 +96,12 @@ def naive(module: nn.Module) -> nn.Module:
         if isinstance(child, (nn.modules.batchnorm._NormBase, nn.utils.parametrizations._SpectralNorm)):
             child.eval()
     return module
+
+
+@functools.cache
+def captured(specimen: Specimen) -> Predictor:
+    """Capture a specimen once for the whole run."""
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.export's own deprecations
+        torch.manual_seed(7)
+        return Predictor.capture(build(specimen), specimen.inputs(2))

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from modes import compare_modes
 from specimen import Specimen, build, naive
 from torch import Tensor
 
 from service import Predictor
 from service.dropout import BY_NAME, VARIANTS
 from service.errors import BadRequest, InvalidPlan, NoActiveSite
-from service.graph.capture import Captured
-from service.graph.compiled import Compiled, Draw, draw_noises
-from service.graph.passes import RUNNERS, Mode, can_fold
+from service.graph.compiled import Compiled
 from service.plan import make_plan
 
 NAMES = [variant.name for variant in VARIANTS if variant().fixed_passes is None]
@@ -78,25 +77,6 @@ def test_every_way_of_running_passes_is_the_whole_graph(specimen: Specimen, pred
         compiled = Compiled(predictor._captured, make_plan(predictor.sites, **plan))  # type: ignore[arg-type] # a plan
         for rows in (4, 1) if not specimen.coupled else (4,):
             compare_modes(compiled, predictor._captured, specimen.inputs(rows))
-
-
-def compare_modes(compiled: Compiled, captured: Captured, inputs: tuple[Tensor, ...]) -> None:
-    rewritten, split, rows = compiled._rewritten, compiled._split, len(inputs[0])
-    shapes = [tuple(each.shape) for each in inputs]
-    noises = draw_noises(rewritten.noises, captured.symbols, shapes, Draw(3, 0, 3, None), inputs[0].device)
-    with torch.inference_mode():
-        whole = [rewritten.module(*inputs, rows, *(noise[t] for noise in noises)) for t in range(3)]
-        values = compiled.trunk(inputs)[: len(split.boundaries)]
-    expected = [
-        torch.stack(each) for each, noisy in zip(zip(*whole, strict=True), compiled.stochastic, strict=True) if noisy
-    ]
-    chosen = compiled.mode(per_row=False)
-    for mode in {chosen, Mode.LOOPED}:
-        with torch.inference_mode():
-            found = RUNNERS[mode](split, values, noises, rows)
-        for mine, theirs in zip(found, expected, strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
-    assert chosen is not Mode.FOLDED or can_fold(split)
 
 
 def test_any_chunking_gives_the_same_answer(

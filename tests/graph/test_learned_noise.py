@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from agreement import assert_same_moments
+from moments import assert_same_moments
 from specimen import WIDTH, features, sequence
 from test_weight_variants import noises, samples
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ def kept_by_hand(layer: SparseVariationalLinear) -> Tensor:
 
 
 def test_what_a_layer_learned_stands_at_its_site() -> None:
-    (site,) = Predictor.capture(noisy(), features(2)).sites
+    site = Predictor.capture(noisy(), features(2)).sites[0]
 
     assert (site.name, site.kind, site.variant, site.p) == ("weight", "sparse weight", "sparse-variational", None)
     assert site.trained_as == "sparse-variational"
@@ -95,11 +95,11 @@ def test_the_joint_form_stands_in_where_units_have_several_positions() -> None:
 @pytest.mark.parametrize("variant", ["sparse-variational", "sparse-variational-joint"])
 def test_a_layers_own_moments_are_those_of_its_training_mode(variant: str) -> None:
     layer, inputs = noisy(), features(1)
-    answer = Predictor.capture(layer, features(2)).predict(inputs, variant=variant, passes=4000, quantities=["samples"])
+    answer = Predictor.capture(layer, features(2)).predict(inputs, variant=variant, passes=4000)
     with torch.no_grad():
         trained = layer.train()(inputs[0].expand(4000, -1))
 
-    assert_same_moments(answer.outputs["output"]["samples"][0], trained)
+    assert_same_moments(answer.mean[0], answer.variance[0], trained)
 
 
 def test_only_its_own_variants_fit_a_weight_of_learned_noise_and_they_fit_no_other() -> None:
@@ -140,11 +140,11 @@ def test_a_learned_alpha_is_served_as_its_rate(per_input: bool) -> None:
         layer.alpha_logit.fill_(0.4)
     alpha = 1 / (1 + math.exp(-0.4))
     predictor, inputs = Predictor.capture(layer.eval(), features(2)), features(1)
-    (site,) = predictor.sites
-    found = predictor.predict(inputs, passes=4000, quantities=["samples"]).outputs["output"]["samples"][0]
+    site = predictor.sites[0]
+    found = predictor.predict(inputs, passes=4000)
     with torch.no_grad():
         trained = layer.train()(inputs[0].expand(4000, -1))
 
     assert site.variant == ("variational-b" if per_input else "variational-a")
     assert site.p == pytest.approx(alpha / (1 + alpha))
-    assert_same_moments(found, trained)
+    assert_same_moments(found.mean[0], found.variance[0], trained)

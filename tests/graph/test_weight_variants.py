@@ -63,7 +63,7 @@ def test_dropconnect_masks_every_weight_and_bias_of_a_convolution(name: str) -> 
             state["bias"] = network.bias * mask[:, inside]
         by_hand.append(torch.func.functional_call(network, state, inputs))
 
-    assert [(site.name, site.kind) for site in predictor.sites] == [("weight", "convolution")]
+    assert [(site.name, site.kind) for site in predictor.sites] == [("weight", "convolution"), ("input", "input")]
     torch.testing.assert_close(samples(predictor, inputs, "dropconnect"), torch.stack(by_hand))
 
 
@@ -92,7 +92,7 @@ def test_a_convolution_used_twice_has_one_mask() -> None:
 def test_a_transposed_convolution_is_no_site() -> None:
     predictor = Predictor.capture(nn.Sequential(nn.ConvTranspose2d(1, 2, 2), nn.Dropout()).eval(), image(2))
 
-    assert [site.kind for site in predictor.sites] == ["activation"]
+    assert [site.kind for site in predictor.sites] == ["activation", "input"]
 
 
 def test_a_dropped_word_is_dropped_at_all_its_places_in_all_rows() -> None:
@@ -203,9 +203,10 @@ TRAINED = {
 def test_a_layers_own_variant_stands_at_its_site_with_what_it_was_trained_with(name: str) -> None:
     inputs = tokens(2) if name == "word-dropout" else features(2)
     predictor = Predictor.capture(TRAINED[name].eval(), inputs)
-    (site,) = predictor.sites
+    site, *inputs_alone = predictor.sites
     extras = {"c": 0.7} if name == "shakeout" else {"gamma": 0.7} if name.startswith("targeted") else {}
 
+    assert all(other.kind == "input" for other in inputs_alone)
     assert (site.name, site.variant, site.p, dict(site.parameters)) == ("weight", name, 0.3, extras)
     assert make_plan(predictor.sites) == {"weight": BY_NAME[name](p=0.3, **extras)}
     assert make_plan(predictor.sites, name, 0.2) == {"weight": BY_NAME[name](p=0.2, **extras)}

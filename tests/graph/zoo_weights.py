@@ -79,6 +79,10 @@ def shakeout() -> nn.Module:
     return nn.Sequential(ShakeoutLinear(WIDTH, 8, p=0.3, c=0.2), nn.ReLU(), nn.Linear(8, 3))
 
 
+def sampled_dropconnect() -> nn.Module:
+    return nn.Sequential(DropConnectLinear(WIDTH, 8, p=0.3, sampled=True), nn.ReLU(), nn.Linear(8, 3))
+
+
 def masked_convolution() -> nn.Module:
     return nn.Sequential(
         DropConnectConv2d(1, 4, 3, stride=2, padding=1, p=0.3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)
@@ -134,4 +138,5 @@ WEIGHTS = (
     Specimen("weight norm", weight_norm, features),
     Specimen("spectral norm", spectral, features),
     Specimen("dropconnect layer", dropconnect, features),
+    Specimen("dropconnect layer, sampled units", sampled_dropconnect, features),
 )

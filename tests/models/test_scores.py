@@ -17,6 +17,9 @@ from service.folder import Card
 MODELS = Path(__file__).parents[2] / "models"
 SITES = {
     "digits": {
+        "input": (None, None),
+        "relu1": (None, None),
+        "relu2": (None, None),
         "drop_channels": ("spatial", 0.3),
         "drop_units": ("bernoulli", 0.5),
         "conv1.weight": (None, None),
@@ -25,11 +28,15 @@ SITES = {
         "logits.weight": (None, None),
     },
     "digits-dropconnect": {
+        "input": (None, None),
+        "relu1": (None, None),
+        "relu2": (None, None),
         "hidden1.weight": (None, None),
         "hidden2.weight": ("dropconnect-sampled", 0.5),
         "logits.weight": ("dropconnect-sampled", 0.5),
     },
     "diabetes": {
+        "input": (None, None),
         "drop": ("bernoulli", 0.2),
         "hidden.weight": (None, None),
         "mean_and_log_variance.weight": (None, None),
