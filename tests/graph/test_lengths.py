@@ -9,6 +9,7 @@ from zoo_graphs import Positions
 from zoo_layers import Frames
 
 from service import Predictor
+from service.dropout import LockedDropout
 from service.graph.capture import from_program
 
 
@@ -22,6 +23,7 @@ def frames(rows: int) -> tuple[Tensor, ...]:
 
 GROWING = (
     Specimen("dropout of each position", lambda: mlp(nn.Dropout(0.4)), steps),
+    Specimen("locked dropout of each position", lambda: mlp(LockedDropout(0.4)), steps),
     Specimen("rows and positions in one axis", Positions, steps),
     Specimen("spatial dropout of frames", Frames, frames),
 )
