@@ -12,7 +12,15 @@ from service.dropout.feature_alpha import FeatureAlpha
 from service.dropout.gaussian import Gaussian, GaussianDropout
 from service.dropout.layer_drop import LayerDrop, LayerDropPath
 from service.dropout.locked import Locked, LockedDropout
+from service.dropout.masked_max_pooling import MaskedMaxPool1d, MaskedMaxPool2d, MaskedMaxPool3d, MaskedMaxPooling
 from service.dropout.masksembles import Masksembles, Masksembles1d, Masksembles2d
+from service.dropout.max_drop import MaxDrop, MaxDrop2d, MaxDropChannel
+from service.dropout.max_pooling_dropout import (
+    MaxPoolDropout1d,
+    MaxPoolDropout2d,
+    MaxPoolDropout3d,
+    MaxPoolingDropout,
+)
 from service.dropout.noise import Stream
 from service.dropout.shake_drop import ShakeDrop, ShakeDropPath
 from service.dropout.shake_shake import ShakeShake, ShakeShakeMix
@@ -24,6 +32,12 @@ from service.dropout.sparse_variational import (
 )
 from service.dropout.spatial import Spatial
 from service.dropout.standout import Standout, StandoutGate, StandoutLinear
+from service.dropout.stochastic_pooling import (
+    StochasticPool1d,
+    StochasticPool2d,
+    StochasticPool3d,
+    StochasticPooling,
+)
 from service.dropout.targeted_units import TargetedUnits
 from service.dropout.targeted_weights import TargetedLinear, TargetedWeights
 from service.dropout.uniform import Uniform, UniformDropout
@@ -62,6 +76,11 @@ VARIANTS: tuple[type[Variant], ...] = (
     WeightDropped,
     SparseVariational,
     SparseVariationalJoint,
+    MaxPoolingDropout,
+    StochasticPooling,
+    MaxDrop,
+    MaxDropChannel,
+    MaskedMaxPooling,
 )
 BY_NAME: dict[str, type[Variant]] = {variant.name: variant for variant in VARIANTS}
 
@@ -87,9 +106,20 @@ __all__ = [
     "LearnedVariationalLinear",
     "Locked",
     "LockedDropout",
+    "MaskedMaxPool1d",
+    "MaskedMaxPool2d",
+    "MaskedMaxPool3d",
+    "MaskedMaxPooling",
     "Masksembles",
     "Masksembles1d",
     "Masksembles2d",
+    "MaxDrop",
+    "MaxDrop2d",
+    "MaxDropChannel",
+    "MaxPoolDropout1d",
+    "MaxPoolDropout2d",
+    "MaxPoolDropout3d",
+    "MaxPoolingDropout",
     "ShakeDrop",
     "ShakeDropPath",
     "ShakeShake",
@@ -105,6 +135,10 @@ __all__ = [
     "Standout",
     "StandoutGate",
     "StandoutLinear",
+    "StochasticPool1d",
+    "StochasticPool2d",
+    "StochasticPool3d",
+    "StochasticPooling",
     "Stream",
     "TargetedLinear",
     "TargetedUnits",

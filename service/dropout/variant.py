@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from service.dropout.noise import Shape, Stream
+from service.dropout.windows import Window
 from service.errors import InvalidPlan
 
 
@@ -36,6 +37,7 @@ class Kind(StrEnum):
     SELU = "self-normalising"
     INPUT = "input"
     ADDITION = "addition"
+    POOL = "pooling"
 
 
 HIDDEN = frozenset({Kind.HIDDEN, Kind.SELU})
@@ -136,6 +138,26 @@ class PairedVariant(Variant):
     @abstractmethod
     def variance(self, first: Tensor, second: Tensor) -> Tensor:
         """Return the variance over passes, element by element."""
+
+
+@dataclass(frozen=True)
+class PoolVariant(Variant):
+    """A variant of a pooling layer; `mean` and `variance` are those of its result for a fixed input [*, *lengths]."""
+
+    per_window: ClassVar[bool] = False
+    """Whether `draw` is given the shape of the layer's result, rather than of its input."""
+
+    @abstractmethod
+    def apply(self, x: Tensor, noise: Tensor, window: Window) -> Tensor:
+        """Pool x [S?, B, *shape] over its last axes with noise [S?, 1 or B, …], broadcasting."""
+
+    @abstractmethod
+    def mean(self, x: Tensor, window: Window) -> Tensor:
+        """Return the mean over passes: what the variant's own layer computes in eval mode."""
+
+    @abstractmethod
+    def variance(self, x: Tensor, window: Window) -> Tensor:
+        """Return the variance over passes, window by window."""
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from torch import fx
 from service.dropout import Kind
 from service.graph.layout import LAYOUT
 from service.graph.nodes import is_tensor, operator_name, value_of
+from service.graph.pools import make_stock
 from service.graph.residual import branch_of
 from service.graph.scores import SOFTMAX, is_attention
 from service.graph.shapes import find_batch
-from service.graph.sites import SITE, SITES, Canon, site_nodes
+from service.graph.sites import SITE, SITES, Canon, pool_site, site_nodes
 from service.graph.weights import is_product
 
 aten = torch.ops.aten
@@ -29,6 +30,7 @@ _HANDED_ON = frozenset(  # operators whose result is still the activation, for t
     {
         *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute", "t", "contiguous"),
         *("clone", "slice", "select", "narrow", "getitem", "cat", "pad", "add", "mean", "amax", "activation_site"),
+        "pool_site",
         *(
             "max_pool1d",
             "max_pool2d",
@@ -58,9 +60,18 @@ def find_candidates(canon: Canon) -> None:
 def drop_entangled(graph: fx.Graph) -> None:
     """Take out the candidates in which rows turned out not to be told apart, once the layouts are known."""
     for node in site_nodes(graph):
-        if node.meta[SITE].site.variant is None and node.meta[LAYOUT].entangled:
-            node.replace_all_uses_with(node.all_input_nodes[0])
-            graph.erase_node(node)
+        if node.meta[SITE].site.variant is not None or not _is_entangled(node):
+            continue
+        if node.target is pool_site:
+            make_stock(node)
+            continue
+        node.replace_all_uses_with(node.all_input_nodes[0])
+        graph.erase_node(node)
+
+
+def _is_entangled(site: fx.Node) -> bool:
+    layout = site.meta[LAYOUT]
+    return layout.entangled or any(each.meta[LAYOUT] != layout for each in site.all_input_nodes)
 
 
 def _is_input(node: fx.Node) -> bool:

@@ -20,6 +20,7 @@ from service.errors import CaptureFailed, ImpureGraph
 from service.graph.candidates import find_candidates
 from service.graph.matchers import canonicalise
 from service.graph.nodes import value_of
+from service.graph.pools import find_pools
 from service.graph.program import Program, read_program
 from service.graph.proof import prove_capture, prove_purity
 from service.graph.purify import purify
@@ -115,6 +116,7 @@ def from_program(
     pure_canon = Canon(pure, symbols, canon.names, _by_state(canon, pure))
     weights = find_weights(pure_canon)
     find_candidates(pure_canon)
+    find_pools(pure_canon)
     return Captured(pure, symbols, weights, exported, example)
 
 

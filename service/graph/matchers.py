@@ -10,6 +10,8 @@
 | standout(u, a, α, β, _)                         | site(u, a), where off sigm(α u + β) a           |
 | shake_shake(f₁, f₂, _)                          | site(f₁, f₂), where off their mean              |
 | masksembles(x, masks, scale, _)                 | site(x)                                         |
+| max_pooling_dropout(x, …) and relatives         | site(x), where off the mean over its windows    |
+| max_drop(x, p, …)                               | site(x)                                         |
 | dropconnect_linear(x, W, b, p, …) and relatives | linear(x, W, b), the site being W               |
 | targeted_linear(x, W, b, p, γ, …)               | linear(x, pruned(W), b), the site being W       |
 | sparse_variational_linear(x, W, b, log σ², …)   | linear(x, pruned(W), b), the site being W       |
@@ -34,9 +36,10 @@ from service.graph.branches import drop_layer, shake_branch
 from service.graph.masks import choose_mask
 from service.graph.nodes import float_operand, getitems, node_operand, operand, place_of
 from service.graph.paired import gate, mix_branches
+from service.graph.pools import TRAINED_POOLS, place_pool
 from service.graph.recurrent import RECURRENT, unroll_layers
 from service.graph.sequences import WEIGHT_DROPPED, lock, place_recurrent_weights
-from service.graph.shapes import BATCH, Dims
+from service.graph.shapes import BATCH, BatchAxis, Dims
 from service.graph.sites import SITE, Canon, LocatedSite
 from service.graph.trained_weights import TRAINED_WEIGHTS, place_weight
 
@@ -115,6 +118,15 @@ def _concrete(canon: Canon, node: fx.Node) -> None:
     canon.replace(node, site)
     if not logit.users:
         canon.graph.erase_node(logit)
+
+
+def _max_drop(canon: Canon, node: fx.Node) -> None:
+    variant = "max-drop-channel" if operand(node, 2) else "max-drop"
+    dims = canon.dims(node)
+    site = canon.place(node, node_operand(node), dims, Kind.ACTIVATION, variant, float_operand(node, 1), "max_drop")
+    if site.meta[SITE].batch != BatchAxis(0):
+        raise CaptureFailed(f"{place_of(node)}: its first axis holds more than the rows; give max-drop one map a row")
+    canon.replace(node, site)
 
 
 def _bernoulli_path(canon: Canon, node: fx.Node) -> None:
@@ -216,6 +228,8 @@ _REWRITES: tuple[tuple[tuple[Any, ...], _Rewrite], ...] = (
     ((thinnet.standout.default,), gate),
     ((thinnet.shake_shake.default,), mix_branches),
     ((thinnet.masksembles.default,), choose_mask),
+    (TRAINED_POOLS, place_pool),
+    ((thinnet.max_drop.default,), _max_drop),
     (TRAINED_WEIGHTS, place_weight),
     ((aten.bernoulli_.float, aten.bernoulli.p), _bernoulli_path),
     ((aten.rand.default,), _rand_path),

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, fx
 
 from service.dropout import DropConnect, DropConnectSampled, SparseVariational, SparseVariationalJoint, Variant
-from service.dropout.variant import ActivationVariant, MaskedWeight, PairedVariant, SampledProduct
+from service.dropout.variant import ActivationVariant, MaskedWeight, PairedVariant, PoolVariant, SampledProduct
 from service.errors import InvalidPlan
 from service.graph.capture import Captured
 from service.graph.layout import LAYOUT, Layout
 from service.graph.nodes import node_operand, value_of
+from service.graph.pools import Pooling
 from service.graph.program import STATE_NAME
 from service.graph.shapes import BatchAxis, Dims, row_dims
 from service.graph.sites import SITE, SITES, activation_site
@@ -62,7 +63,9 @@ class Apply:
     Noise is [R, …] for one pass and [S, R, …] for S passes folded, R being 1 or the number of rows.
     """
 
-    def __init__(self, variant: ActivationVariant | PairedVariant | SampledProduct, batch: BatchAxis | None) -> None:
+    def __init__(
+        self, variant: ActivationVariant | PairedVariant | SampledProduct | Pooling, batch: BatchAxis | None
+    ) -> None:
         self.variant = variant
         self.batch = batch
         self.__name__ = f"apply_{variant.name.replace('-', '_')}"
@@ -199,7 +202,9 @@ class _Writer:
                 variant, layout = plan[located.site.name], node.meta[LAYOUT]
                 if layout.entangled or any(each.meta[LAYOUT] != layout for each in node.all_input_nodes):
                     raise InvalidPlan(f"site {located.site.name!r}: rows cannot be told apart there; switch it off")
-                dims = row_dims(located.dims, located.batch)
+                is_of_result = isinstance(variant, PoolVariant) and variant.per_window
+                of = captured.symbols.dims(value_of(node)) if is_of_result else located.dims
+                dims = row_dims(of, located.batch)
                 has_rows = layout.batch is not None
                 noise = self._noise(located.site.name, variant, dims, has_rows, located.channel_axes)
                 self.variants[node] = (variant, noise)
@@ -261,9 +266,10 @@ class _Writer:
             is_identity = node.target is activation_site
             return self.copies[node_operand(node)] if is_identity else self.graph.node_copy(node, self.copies.get)
         variant, noise = self.variants[node]
-        assert isinstance(variant, (ActivationVariant, PairedVariant))
+        assert isinstance(variant, (ActivationVariant, PairedVariant, PoolVariant))
         tensors = [self.copies[each] for each in node.args if isinstance(each, fx.Node)]
-        return self.graph.call_function(Apply(variant, node.meta[LAYOUT].batch), (self.rows, noise, *tensors))
+        acting = Pooling(variant, node) if isinstance(variant, PoolVariant) else variant
+        return self.graph.call_function(Apply(acting, node.meta[LAYOUT].batch), (self.rows, noise, *tensors))
 
     def _product(self, node: fx.Node) -> fx.Node:
         variant, noise = self.products[node]

@@ -5,13 +5,15 @@ It does not know variants' mathematics or what a plan will switch on. In the can
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, fx
 
 from service.dropout import BY_NAME, Kind
-from service.dropout.variant import PairedVariant
+from service.dropout.variant import PairedVariant, PoolVariant
+from service.dropout.windows import Window, maximum
 from service.errors import CaptureFailed
 from service.graph.nodes import module_of, place_of, value_of
 from service.graph.program import Program
@@ -86,7 +88,20 @@ def paired_site(first: Tensor, second: Tensor, variant: str, *parameters: float)
     return trained.off(first, second)
 
 
-SITES = (activation_site, paired_site)
+def pool_site(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+    ceil: bool, variant: str | None = None, *parameters: float,
+) -> Tensor:  # fmt: skip
+    """Stand for a pooling layer that is off: plain max pooling, or the eval form of the layer it was trained as."""
+    window = Window.of(len(kernel), kernel, stride, padding, dilation, ceil)
+    if variant is None:
+        return maximum(x, window)
+    trained = BY_NAME[variant](*parameters)
+    assert isinstance(trained, PoolVariant)
+    return trained.mean(x, window)
+
+
+SITES = (activation_site, paired_site, pool_site)
 
 
 @dataclass
@@ -162,4 +177,5 @@ def _is_own_module(cls: str, what: str) -> bool:
     module, _, short = cls.lower().rpartition(".")
     is_activation = module == "torch.nn.modules.activation" and short != "multiheadattention"
     drops = ("drop" in short or "stochasticdepth" in short) and not what.startswith("layer_")
-    return drops or is_activation
+    is_pool = module == "torch.nn.modules.pooling" or (module.startswith("service.dropout.") and "pool" in short)
+    return drops or is_activation or is_pool

@@ -7,9 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from service.dropout import VARIANTS, Shakeout, Stream, TargetedUnits, TargetedWeights, Variant
+from service.dropout import VARIANTS, MaxDrop, Shakeout, Stream, TargetedUnits, TargetedWeights, Variant
 from service.dropout.targeted_weights import targeted_weights
-from service.dropout.variant import ActivationVariant, MaskedWeight, PairedVariant, SampledProduct, WeightVariant
+from service.dropout.variant import (
+    ActivationVariant,
+    MaskedWeight,
+    PairedVariant,
+    PoolVariant,
+    SampledProduct,
+    WeightVariant,
+)
+from service.dropout.windows import Window
 
 SAMPLED = tuple(variant for variant in VARIANTS if variant().fixed_passes is None)
 """The variants that draw; `test_masksembles` has the laws of fixed masks."""
@@ -22,6 +30,8 @@ ROWS = 3
 # Everything is positive, so that shared noise shows as correlation +1, and no two values are equal.
 X = 0.5 + torch.arange(ROWS * CHANNELS * POSITIONS).reshape(ROWS, *SHAPE) * 0.05
 U = 0.8 * X - 0.7  # the other tensor of a pair: of both signs, and always below X
+WINDOW = Window.of(1, 3)
+POOLED = (X[..., None] * torch.tensor([0.3, 1.0, 0.6])).flatten(-2)  # windows whose largest is X, alike in all rows
 FEATURES = 0.6 + torch.arange(ROWS * IN).reshape(ROWS, IN) * 0.11
 WEIGHT = torch.tensor([[0.9, -1.1, 0.7, 1.3, -0.8], [-0.5, 1.2, 1.0, -0.7, 0.6], [1.4, 0.8, -0.9, 0.5, 1.1]])
 BIAS = torch.tensor([1.5, 2.2, 1.8])
@@ -42,6 +52,10 @@ def noise_shape(variant: Variant) -> tuple[int, ...]:
     """Return the per-row shape that the engine gives to `draw`."""
     if isinstance(variant, MaskedWeight) and not variant.masks_bias:
         return (OUT, IN)
+    if isinstance(variant, MaxDrop):
+        return tuple(maps(variant).shape[1:])
+    if isinstance(variant, PoolVariant) and not variant.per_window:
+        return tuple(POOLED.shape[1:])
     return (OUT, IN + 1) if isinstance(variant, WeightVariant) else SHAPE
 
 
@@ -66,6 +80,16 @@ def _(variant: ActivationVariant, noise: Tensor) -> Tensor:
 
 
 @act.register
+def _(variant: MaxDrop, noise: Tensor) -> Tensor:
+    return maxima_of(variant, variant.apply(maps(variant), noise))
+
+
+@act.register
+def _(variant: PoolVariant, noise: Tensor) -> Tensor:
+    return variant.apply(POOLED, noise, WINDOW)
+
+
+@act.register
 def _(variant: PairedVariant, noise: Tensor) -> Tensor:
     return variant.apply(U, X, noise).expand(len(noise), *X.shape)
 
@@ -85,6 +109,11 @@ def _(variant: SampledProduct, noise: Tensor) -> Tensor:
 
 def closed_forms(variant: Variant) -> tuple[Tensor, Tensor]:
     """Return the variant's own mean and variance on its fixed input, each [ROWS, …] in float64."""
+    if isinstance(variant, MaxDrop):
+        x = maps(variant).double()
+        return maxima_of(variant, variant.mean(x)), maxima_of(variant, variant.variance(x))
+    if isinstance(variant, PoolVariant):
+        return variant.mean(POOLED.double(), WINDOW), variant.variance(POOLED.double(), WINDOW)
     if isinstance(variant, ActivationVariant):
         return variant.mean(X.double()), variant.variance(X.double())
     if isinstance(variant, PairedVariant):
@@ -98,6 +127,19 @@ def closed_forms(variant: Variant) -> tuple[Tensor, Tensor]:
 def learned(variant: WeightVariant | type[WeightVariant]) -> tuple[Tensor, ...]:
     """Return the operands that the variant's layer learned besides weight and bias."""
     return (LOG_VARIANCE,) if variant.learned else ()
+
+
+def maps(variant: MaxDrop) -> Tensor:
+    """Return [ROWS, 12, 2, 3], or over channels [ROWS, 6, 3, 4], in which X are the maxima."""
+    values = X.flatten(1)[..., None] * torch.linspace(0.2, 0.9, 6)
+    values[:, torch.arange(12), torch.arange(12) % 6] = X.flatten(1)
+    return values.mT.reshape(ROWS, 6, *SHAPE) if variant.over_channels else values.unflatten(-1, (2, 3))
+
+
+def maxima_of(variant: MaxDrop, y: Tensor) -> Tensor:
+    """Return what [*, ROWS, …] holds at the maxima of `maps`, as [*, ROWS, *SHAPE]."""
+    values = y.flatten(-2).mT if variant.over_channels else y.flatten(-2)
+    return values[..., torch.arange(12), torch.arange(12) % 6].unflatten(-1, SHAPE)
 
 
 def gated_row_covariance() -> Tensor:

@@ -22,11 +22,15 @@ from service.dropout import (
     FeatureAlpha,
     Gaussian,
     LayerDrop,
+    MaskedMaxPooling,
+    MaxDrop,
+    MaxPoolingDropout,
     Shakeout,
     ShakeShake,
     SparseVariational,
     SparseVariationalJoint,
     Standout,
+    StochasticPooling,
     Stream,
     TargetedUnits,
     TargetedWeights,
@@ -39,9 +43,10 @@ from service.dropout import (
 from service.dropout.noise import Shape
 from service.dropout.sparse_variational import without_noisy_weights
 from service.dropout.variant import ActivationVariant, SampledProduct, WeightVariant
+from service.dropout.windows import maximum
 
 AROUND_ONE = (Gaussian, Uniform, VariationalB)
-UNSCALED = (TargetedWeights, TargetedUnits)
+UNSCALED = (TargetedWeights, TargetedUnits, MaxDrop, MaskedMaxPooling, MaxPoolingDropout)
 SATURATING = (Alpha, FeatureAlpha)
 SYMMETRIC = (*SATURATING, LayerDrop)  # their variance is the same at p and 1 - p, their mean is not
 ONE_FOR_EACH_WEIGHT = (DropConnect, TargetedWeights, WeightDropped, SparseVariationalJoint)
@@ -194,7 +199,7 @@ def sharing_narrowed(variant: type[Variant]) -> Iterator[Mutant]:
     shape = noise_shape(variant())
     size = draw(variant(), stream(1)).shape[2:]
     for axis, (drawn, wanted) in enumerate(zip(size, shape, strict=False)):
-        if drawn == wanted:
+        if drawn == wanted or issubclass(variant, MaxDrop):  # one element alone takes part in each of its draws
             continue
         faulty = _drawing(variant, _apart(variant, axis))
         if issubclass(variant, TargetedUnits):  # weights of a unit drawn apart leave units uncorrelated
@@ -323,6 +328,32 @@ def learned_noise_confused(variant: type[Variant]) -> Iterator[Mutant]:
         yield Mutant(fault, faulty, law, "mean is" if fault == "pruned" else "variance is")
 
 
+def pool_confused(variant: type[Variant]) -> Iterator[Mutant]:
+    """Rescale the winner; let a dropped input never win; choose evenly, or the largest; turn rows apart."""
+    mean, rows = laws.the_mean_is_its_closed_form, laws.rows_share_one_network_in_scope_pass
+    if issubclass(variant, MaxPoolingDropout):
+        scaled = _derived(variant, apply=lambda self, x, m, w: variant.apply(self, x, m, w) / self.q)
+        yield Mutant("winner scaled by 1 / q", scaled, mean, "mean is")
+        out = _derived(variant, apply=lambda self, x, m, w: maximum(torch.where(m > 0, x, 0.1), w))
+        yield Mutant("dropped to another number than 0", out, mean, "mean is", (0.5,))
+        after = _derived(variant, apply=lambda self, x, m, w: maximum(x, w) * m[..., ::3])
+        yield Mutant("dropped after pooling", after, mean, "mean is")
+    if issubclass(variant, MaskedMaxPooling):
+        before = _derived(
+            variant, apply=lambda self, x, m, w: maximum(x * m.repeat_interleave(3, -1), w).clamp_min(0.2)
+        )
+        yield Mutant("dropped to another number than 0", before, mean, "mean is")
+    if issubclass(variant, StochasticPooling):
+        even = _derived(variant, apply=lambda self, x, u, w: variant.apply(self, x.sign(), u, w) * maximum(x, w))
+        yield Mutant("the largest always", even, laws.the_variance_is_its_closed_form, "variance is")
+        softened = _derived(variant, apply=lambda self, x, u, w: variant.apply(self, x.sqrt(), u, w).square())
+        yield Mutant("drawn by √a", softened, mean, "mean is")
+        turned = _derived(variant, apply=lambda self, x, u, w: variant.apply(self, x, (u + _thirds(u, x)) % 1, w))
+        yield Mutant("rows at other places of u", turned, rows, "pass scope: rows: covariance")
+        wrong = _derived(variant, variance=lambda self, x, w: variant.mean(self, x.square(), w))
+        yield Mutant("variance without its mean", wrong, laws.the_variance_is_its_closed_form, "variance is")
+
+
 FAULTS: tuple[Fault, ...] = (
     rate_up_by_a_tenth,
     keep_and_drop_exchanged,
@@ -344,6 +375,7 @@ FAULTS: tuple[Fault, ...] = (
     gate_confused,
     mix_confused,
     learned_noise_confused,
+    pool_confused,
 )
 
 

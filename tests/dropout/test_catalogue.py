@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from bench import BIAS, FEATURES, LOG_VARIANCE, SAMPLED, WEIGHT, U, X, at_rate, closed_forms, learned
+from bench import BIAS, FEATURES, LOG_VARIANCE, POOLED, SAMPLED, WEIGHT, U, X, at_rate, closed_forms, learned
 from laws import SHARED_AXES
 from relaxed import relaxed_moments
 from torch import Tensor
@@ -17,11 +17,12 @@ from service.dropout import (
     Concrete,
     FeatureAlpha,
     Kind,
+    MaxDrop,
     Spatial,
     SpatialConcrete,
     Variant,
 )
-from service.dropout.variant import ActivationVariant, PairedVariant, SampledProduct, WeightVariant
+from service.dropout.variant import ActivationVariant, PairedVariant, PoolVariant, SampledProduct, WeightVariant
 from service.errors import InvalidPlan
 
 WORDS = ("name", "equation", "sampled", "shared", "mean_form", "variance_form", "reference")
@@ -29,6 +30,10 @@ RATES = (0.0, 0.1, 0.5, 0.9)
 ALPHA = 1.0507009873554805 * 1.6732632423543772
 
 Form = Callable[[float, Tensor], Tensor]
+
+
+def order_chances(p: float) -> Tensor:
+    return torch.tensor([(1 - p) * p**2, (1 - p) * p, 1 - p], dtype=torch.float64)
 
 
 def a_squared(p: float) -> float:
@@ -47,6 +52,8 @@ OF_ACTIVATIONS: dict[str, Form] = {
     "q x": lambda p, x: (1 - p) * x,
     "p q x²": lambda p, x: p * (1 - p) * x**2,
     "x² (q + p / 3 - q²) / q²": lambda p, x: x**2 * ((1 - p) + p / 3 - (1 - p) ** 2) / (1 - p) ** 2,
+    "q x at the maximum, x elsewhere": lambda p, x: (1 - p) * x,
+    "p q x² at the maximum, 0 elsewhere": lambda p, x: p * (1 - p) * x**2,
     "a² p q (x + α′)²": lambda p, x: a_squared(p) * p * (1 - p) * (x + ALPHA) ** 2,
 }
 OF_PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -55,6 +62,17 @@ OF_PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "(f₁ + f₂) / 2": lambda f1, f2: 0.5 * f1 + 0.5 * f2,
     "(f₁ - f₂)² / 12": lambda f1, f2: (f1 - f2) ** 2 / 12,
 }
+OF_POOLS: dict[str, Form] = {
+    "Σ q pⁿ⁻ⁱ a₍ᵢ₎, a ≥ 0": lambda p, a: (a * order_chances(p)).sum(-1),
+    "Σ q pⁿ⁻ⁱ a₍ᵢ₎² - (Σ q pⁿ⁻ⁱ a₍ᵢ₎)², a ≥ 0": lambda p, a: (
+        (a**2 * order_chances(p)).sum(-1) - (a * order_chances(p)).sum(-1) ** 2
+    ),
+    "Σ a² / Σ a": lambda p, a: (a**2).sum(-1) / a.sum(-1),
+    "Σ a³ / Σ a - (Σ a² / Σ a)²": lambda p, a: (a**3).sum(-1) / a.sum(-1) - ((a**2).sum(-1) / a.sum(-1)) ** 2,
+    "q max a": lambda p, a: (1 - p) * a[..., -1],
+    "p q (max a)²": lambda p, a: p * (1 - p) * a[..., -1] ** 2,
+}
+"""Of the ascending inputs [*, 3] of each window."""
 W, B = WEIGHT.double(), BIAS.double()
 TARGETS = torch.zeros_like(W).scatter(1, torch.tensor([[2, 4], [0, 4], [1, 3]]), 1.0)
 """The bench's two smallest weights of each unit; all of its units are targets."""
@@ -70,6 +88,8 @@ OF_WEIGHTS: dict[str, Form] = {
     "(p / q) (W + c sign W)² x²": lambda p, x: (p / (1 - p)) * (x**2 @ ((W.abs() + 0.1) ** 2).T),
 }
 ON_ACTIVATIONS = [variant for variant in SAMPLED if issubclass(variant, ActivationVariant)]
+BY_ELEMENT = [variant for variant in ON_ACTIVATIONS if not issubclass(variant, MaxDrop)]
+ON_POOLS = [variant for variant in VARIANTS if issubclass(variant, PoolVariant)]
 ON_PAIRS = [variant for variant in VARIANTS if issubclass(variant, PairedVariant)]
 RATED = [variant for variant in VARIANTS if variant.rated]
 ON_WEIGHTS = [variant for variant in VARIANTS if issubclass(variant, WeightVariant)]
@@ -113,7 +133,7 @@ def test_written_forms_of_two_tensors_are_what_the_code_computes(variant: type[P
 
 
 @pytest.mark.parametrize("p", RATES)
-@pytest.mark.parametrize("variant", [each for each in SAMPLED if each not in ON_PAIRS])
+@pytest.mark.parametrize("variant", [each for each in SAMPLED if each not in (*ON_PAIRS, *ON_POOLS)])
 def test_written_forms_are_what_the_code_computes(variant: type[Variant], p: float) -> None:
     forms, x = (OF_ACTIVATIONS, X) if issubclass(variant, ActivationVariant) else (OF_WEIGHTS, FEATURES)
     mean, variance = closed_forms(at_rate(variant, p))
@@ -122,7 +142,17 @@ def test_written_forms_are_what_the_code_computes(variant: type[Variant], p: flo
     torch.testing.assert_close(variance, forms[variant.variance_form](p, x.double()))
 
 
-@pytest.mark.parametrize("variant", ON_ACTIVATIONS)
+@pytest.mark.parametrize("p", RATES)
+@pytest.mark.parametrize("variant", ON_POOLS)
+def test_written_forms_of_windows_are_what_the_code_computes(variant: type[PoolVariant], p: float) -> None:
+    windows = POOLED.double().unflatten(-1, (-1, 3)).sort(-1).values
+    mean, variance = closed_forms(at_rate(variant, p))
+
+    torch.testing.assert_close(mean, OF_POOLS[variant.mean_form](p, windows))
+    torch.testing.assert_close(variance, OF_POOLS[variant.variance_form](p, windows))
+
+
+@pytest.mark.parametrize("variant", BY_ELEMENT)
 def test_negative_inputs_follow_the_written_forms_too(variant: type[ActivationVariant]) -> None:
     x = torch.linspace(-3, 3, 13, dtype=torch.float64)
 
@@ -168,7 +198,8 @@ def test_p_is_a_parameter_with_a_default_that_drops_something(variant: type[Vari
 
 @pytest.mark.parametrize("variant", SAMPLED)
 def test_a_variant_fits_some_kind_of_site_and_no_other(variant: type[Variant]) -> None:
-    fitting = {kind for kind in Kind if variant().fits(kind, (3, 4))}
+    shape = (3, 4, 5) if issubclass(variant, MaxDrop) else (3, 4)
+    fitting = {kind for kind in Kind if variant().fits(kind, shape)}
 
     assert fitting == variant.kinds != frozenset()
 

@@ -5,10 +5,25 @@ from math import log, sqrt
 import numpy as np
 import pytest
 import torch
-from bench import BIAS, FEATURES, PASSES, SAMPLED, WEIGHT, U, X, at_rate, learned, outputs, stream
+from bench import (
+    BIAS,
+    FEATURES,
+    PASSES,
+    POOLED,
+    SAMPLED,
+    WEIGHT,
+    U,
+    X,
+    at_rate,
+    learned,
+    maps,
+    maxima_of,
+    outputs,
+    stream,
+)
 from laws import SIGMAS, variance_error
 from numpy.typing import NDArray
-from transcriptions import ACTIVATIONS, PAIRS, WEIGHTS
+from transcriptions import ACTIVATIONS, MAPS, PAIRS, POOLS, WEIGHTS
 
 from service.dropout import (
     BY_NAME,
@@ -19,13 +34,27 @@ from service.dropout import (
     FeatureAlpha,
     Gaussian,
     LayerDrop,
+    MaskedMaxPooling,
+    MaxDrop,
+    MaxDropChannel,
     Spatial,
     Uniform,
     Variant,
     WordDropout,
 )
 
-TWO_VALUED = (Bernoulli, Spatial, Alpha, FeatureAlpha, DropPath, LayerDrop, WordDropout)
+TWO_VALUED = (
+    Bernoulli,
+    Spatial,
+    Alpha,
+    FeatureAlpha,
+    DropPath,
+    LayerDrop,
+    WordDropout,
+    MaskedMaxPooling,
+    MaxDrop,
+    MaxDropChannel,
+)
 NAMES = [variant.name for variant in SAMPLED]
 RATES = (0.1, 0.5)
 KS_LEVEL = 1e-6
@@ -39,6 +68,12 @@ def papers(name: str, p: float) -> Passes:
         return ACTIVATIONS[name](rng, PASSES, p, X[0].double().numpy()).reshape(PASSES, -1)
     if name in PAIRS:
         return PAIRS[name](rng, PASSES, U[0].double().numpy(), X[0].double().numpy()).reshape(PASSES, -1)
+    if name in POOLS:
+        return POOLS[name](rng, PASSES, p, POOLED[0].double().numpy()).reshape(PASSES, -1)
+    if name in MAPS:
+        variant = MaxDropChannel() if name == MaxDropChannel.name else MaxDrop()
+        passes = torch.from_numpy(MAPS[name](rng, PASSES, p, maps(variant)[0].double().numpy()))
+        return maxima_of(variant, passes).flatten(1).numpy()
     given = (each.double().numpy() for each in (FEATURES[0], WEIGHT, BIAS, *learned(BY_NAME[name])))
     return WEIGHTS[name](rng, PASSES, p, *given)
 
@@ -60,7 +95,7 @@ def ks_limit(a: int, b: int) -> float:
 
 
 def test_every_variant_has_a_transcription() -> None:
-    assert {*ACTIVATIONS, *PAIRS, *WEIGHTS} == set(NAMES)
+    assert {*ACTIVATIONS, *POOLS, *MAPS, *PAIRS, *WEIGHTS} == set(NAMES)
 
 
 @pytest.mark.parametrize("p", RATES)

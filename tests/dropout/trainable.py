@@ -14,8 +14,11 @@ from service.dropout import (
     LayerDropPath,
     LearnedVariationalLinear,
     LockedDropout,
+    MaskedMaxPool2d,
     Masksembles1d,
     Masksembles2d,
+    MaxDrop2d,
+    MaxPoolDropout2d,
     ShakeDropPath,
     ShakeoutLinear,
     ShakeShakeMix,
@@ -23,6 +26,7 @@ from service.dropout import (
     SpatialConcreteDropout,
     StandoutGate,
     StandoutLinear,
+    StochasticPool2d,
     TargetedLinear,
     UniformDropout,
     VariationalLinear,
@@ -111,6 +115,11 @@ def maps(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Unflatten(1, (1, 8, 8)), *layers, nn.Flatten(), nn.Linear(10 * 36, 10))
 
 
+def pooled(*layers: nn.Module) -> nn.Module:
+    maps = nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 8, 3, padding=1), nn.ReLU()
+    return nn.Sequential(*maps, *layers, nn.Flatten(), nn.Linear(128, 10))
+
+
 def divergence(network: nn.Module) -> Tensor:
     return network[0].kl() / TRAINING_ROWS  # type: ignore[index, operator] # a Sequential that opens with the layer
 
@@ -120,6 +129,7 @@ def concrete_term(network: nn.Module) -> Tensor:
 
 
 WIDE = ((3, 5),)
+SMALL_MAP = ((2, 2, 4, 4),)
 TRAINABLE: dict[str, Trainable] = {
     "GaussianDropout": Trainable(GaussianDropout, WIDE, lambda: between(GaussianDropout())),
     "UniformDropout": Trainable(UniformDropout, WIDE, lambda: between(UniformDropout())),
@@ -156,6 +166,10 @@ TRAINABLE: dict[str, Trainable] = {
     "ShakeoutLinear": Trainable(lambda: ShakeoutLinear(5, 3), WIDE, lambda: first(ShakeoutLinear(64, 64))),
     "TargetedLinear": Trainable(lambda: TargetedLinear(5, 3), WIDE, lambda: first(TargetedLinear(64, 64))),
     "WordDropoutEmbedding": Trainable(lambda: WordDropoutEmbedding(7, 3), (), Pixels),
+    "MaxPoolDropout2d": Trainable(lambda: MaxPoolDropout2d(2), SMALL_MAP, lambda: pooled(MaxPoolDropout2d(2))),
+    "MaskedMaxPool2d": Trainable(lambda: MaskedMaxPool2d(2), SMALL_MAP, lambda: pooled(MaskedMaxPool2d(2))),
+    "StochasticPool2d": Trainable(lambda: StochasticPool2d(2), SMALL_MAP, lambda: pooled(StochasticPool2d(2))),
+    "MaxDrop2d": Trainable(MaxDrop2d, SMALL_MAP, lambda: pooled(MaxDrop2d(), nn.MaxPool2d(2))),
     "LockedDropout": Trainable(
         LockedDropout, ((2, 3, 4),), lambda: Lines(nn.GRU(8, 48, batch_first=True), LockedDropout(0.2))
     ),

@@ -252,6 +252,49 @@ def sparse_weights(
     return u
 
 
+def max_pooling_dropout(rng: Generator, passes: int, p: float, x: Array, size: int = 3) -> Array:
+    """Wu & Gu 2015, eq. 6: a sorted, index i of 1 … n is drawn with keep p^(n - i), and index 0, a = 0, with p^n."""
+    keep = 1 - p
+    y = np.empty((passes, x.shape[0], x.shape[1] // size))
+    for channel, region in np.ndindex(*y.shape[1:]):
+        a = np.concatenate([[0.0], np.sort(x[channel, region * size : (region + 1) * size])])
+        chances = [p**size, *(keep * p ** (size - i) for i in range(1, size + 1))]
+        y[:, channel, region] = a[rng.choice(size + 1, passes, p=chances)]
+    return y
+
+
+def stochastic_pooling(rng: Generator, passes: int, _: float, x: Array, size: int = 3) -> Array:
+    """Zeiler & Fergus 2013, eq. 4 and 5: p_i = a_i / Σ a_k; s_j = a_l with l ~ P(p_1, …, p_|R|)."""
+    y = np.empty((passes, x.shape[0], x.shape[1] // size))
+    for channel, region in np.ndindex(*y.shape[1:]):
+        a = x[channel, region * size : (region + 1) * size]
+        y[:, channel, region] = rng.choice(a, passes, p=a / a.sum())
+    return y
+
+
+def masked_max_pooling(rng: Generator, passes: int, p: float, x: Array, size: int = 3) -> Array:
+    """Thevenot 2020, "MaxDrop" with a Bernoulli mask: the mask multiplies what the max pooling layer gives."""
+    pooled = x.reshape(x.shape[0], -1, size).max(-1)
+    return (rng.random((passes, *pooled.shape)) >= p) * pooled
+
+
+def max_drop(rng: Generator, passes: int, p: float, x: Array) -> Array:
+    """Park & Kwak 2016, feature-wise: the maximum of each feature map is set to 0 with probability p."""
+    y = np.tile(x, (passes, 1, 1, 1))
+    for channel, one in enumerate(x):
+        row, column = np.unravel_index(one.argmax(), one.shape)
+        y[rng.random(passes) < p, channel, row, column] = 0.0
+    return y
+
+
+def max_drop_channel(rng: Generator, passes: int, p: float, x: Array) -> Array:
+    """Park & Kwak 2016, channel-wise: the maximum over the channels at each position is set to 0 with probability p."""
+    y = np.tile(x, (passes, 1, 1, 1))
+    for row, column in np.ndindex(*x.shape[1:]):
+        y[rng.random(passes) < p, x[:, row, column].argmax(), row, column] = 0.0
+    return y
+
+
 ACTIVATIONS: dict[str, OfActivations] = {
     "bernoulli": dropout,
     "gaussian": gaussian_dropout,
@@ -267,6 +310,12 @@ ACTIVATIONS: dict[str, OfActivations] = {
     "word-dropout": word_dropout,
     "locked": locked_dropout,
 }
+POOLS: dict[str, OfActivations] = {
+    "max-pooling-dropout": max_pooling_dropout,
+    "stochastic-pooling": stochastic_pooling,
+    "masked-max-pooling": masked_max_pooling,
+}
+MAPS: dict[str, OfActivations] = {"max-drop": max_drop, "max-drop-channel": max_drop_channel}
 PAIRS: dict[str, OfPairs] = {"standout": standout, "shake-shake": shake_shake}
 WEIGHTS: dict[str, OfWeights] = {
     "dropconnect": dropconnect,

@@ -20,6 +20,7 @@ SITES = {
         "input": (None, None),
         "relu1": (None, None),
         "relu2": (None, None),
+        "pool": (None, None),
         "drop_channels": ("spatial", 0.3),
         "drop_units": ("bernoulli", 0.5),
         "conv1.weight": (None, None),
