@@ -91,7 +91,7 @@ def export_folder(
     left_out = () if state is None else load_weights(module, state)
     predictor = _capture(module, example, check_device(device))
     active = _activate(predictor, variant)
-    predictor.passes = predictor.passes if passes is None else passes
+    predictor.passes = predictor.passes_of(passes) if active else passes or predictor.passes
     predictor.seed = predictor.seed if seed is None else seed
     home = predictor.save(
         folder, description=description, task=_task(task), labels=labels, score=score, version=version

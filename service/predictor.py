@@ -46,7 +46,6 @@ class Predictor:
         outputs: What it gives.
         sites: Where it can be random.
         lost: Modules whose randomness could not be captured.
-        passes: The number of passes where a call names none.
         seed: The seed where a call names none.
         variant: The variant where a call names none.
         couples_rows: Whether a row's answer depends on the other rows of its batch.
@@ -72,7 +71,8 @@ class Predictor:
         drop_entangled(captured.program.graph.graph)
         self.sites = _listed(captured)
         self.lost = captured.lost
-        self.passes, self.seed, self.variant = passes, seed, variant
+        self.seed, self.variant = seed, variant
+        self._own_passes = passes
         self.couples_rows = couples_rows(captured)
         self.device = captured.example[0].device
 
@@ -153,7 +153,7 @@ class Predictor:
             TooLarge: Samples or quantiles would not fit into memory.
         """
         plan = make_plan(self.sites, variant or self.variant, p, sites)
-        ask = Ask(_passes(plan, passes, self.passes), choose_seed(seed, self.seed), scope, row_offset)
+        ask = Ask(_passes(plan, passes, self._own_passes), choose_seed(seed, self.seed), scope, row_offset)
         if ask.per_row and self.couples_rows:
             raise BadRequest(
                 "scope 'row' gives rows networks of their own, but this network couples its rows; use 'pass'"
@@ -166,6 +166,33 @@ class Predictor:
         noise = {output.name: "known" if known_noise(output) else "unknown" for output in self.outputs}
         notes = (*self._eval_modules(), *compiled.notes, *self._fixed_outputs(compiled), *unfinite_rows(answers))
         return Prediction(ask.passes, ask.seed, scope, answers, noise, notes)
+
+    @property
+    def passes(self) -> int:
+        """The number of passes where a call names nothing: of an ensemble of fixed masks, their number."""
+        try:
+            return self.passes_of()
+        except InvalidPlan:
+            return self._own_passes
+
+    @passes.setter
+    def passes(self, passes: int) -> None:
+        self._own_passes = passes
+
+    def passes_of(
+        self,
+        passes: int | None = None,
+        variant: str | None = None,
+        p: float | None = None,
+        sites: Mapping[str, Override] | None = None,
+    ) -> int:
+        """Return how many passes a call runs: those it names, its plan's fixed number, or the model's own.
+
+        Raises:
+            BadRequest: It names another number than its plan's fixed one.
+            InvalidPlan: The variant, rate or site does not fit; NoActiveSite if nothing would be random.
+        """
+        return _passes(make_plan(self.sites, variant or self.variant, p, sites), passes, self._own_passes)
 
     def fitting(self, site: str) -> tuple[str, ...]:
         """Return the names of the variants that fit a site.

@@ -73,7 +73,8 @@ def _call_lines(repository: Repository, address: str) -> list[str]:
         if place.is_file() and name not in repository.faults:
             return ["Try it:", f"  curl -s {address}/predict -d @{place}"]
     name = next(each for each in repository.names() if each not in repository.faults)
+    passes = repository.predictor(name, None).passes
     return [
         "Call it:",
-        f"""  curl -s {address}/predict -d '{{"model": "{name}", "inputs": [[…], …], "passes": 100}}'""",
+        f"""  curl -s {address}/predict -d '{{"model": "{name}", "inputs": [[…], …], "passes": {passes}}}'""",
     ]

@@ -64,9 +64,10 @@ class Serving:
             BadRequest, TooLarge: It cannot be done, or is past a limit.
         """
         rows = max((len(each) for each in inputs.values() if getattr(each, "ndim", 0)), default=0)
-        passes = predictor.passes if request.passes is None else request.passes
-        self._check_limits(rows, passes)
-        return predictor.predict(inputs, memory_bytes=self.settings.memory_bytes, **request.arguments())
+        asked = request.arguments()
+        named = {key: asked[key] for key in ("passes", "variant", "p", "sites")}
+        self._check_limits(rows, predictor.passes_of(**named))
+        return predictor.predict(inputs, memory_bytes=self.settings.memory_bytes, **asked)
 
     def _check_limits(self, rows: int, passes: int) -> None:
         settings = self.settings

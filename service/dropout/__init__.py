@@ -14,6 +14,7 @@ from service.dropout.fast import Fast
 from service.dropout.feature_alpha import FeatureAlpha
 from service.dropout.gaussian import Gaussian, GaussianDropout
 from service.dropout.layer_drop import LayerDrop, LayerDropPath
+from service.dropout.locked import Locked, LockedDropout
 from service.dropout.masked_max_pooling import MaskedMaxPool1d, MaskedMaxPool2d, MaskedMaxPool3d, MaskedMaxPooling
 from service.dropout.masksembles import Masksembles, Masksembles1d, Masksembles2d
 from service.dropout.max_drop import MaxDrop, MaxDrop2d, MaxDropChannel
@@ -29,6 +30,11 @@ from service.dropout.rnn_drop import RNNDrop
 from service.dropout.shake_drop import ShakeDrop, ShakeDropPath
 from service.dropout.shake_shake import ShakeShake, ShakeShakeMix
 from service.dropout.shakeout import Shakeout, ShakeoutLinear
+from service.dropout.sparse_variational import (
+    SparseVariational,
+    SparseVariationalJoint,
+    SparseVariationalLinear,
+)
 from service.dropout.spatial import Spatial
 from service.dropout.standout import Standout, StandoutGate, StandoutLinear
 from service.dropout.stochastic_pooling import (
@@ -43,7 +49,9 @@ from service.dropout.uniform import Uniform, UniformDropout
 from service.dropout.variant import Kind, Variant
 from service.dropout.variational_a import VariationalA, VariationalLinear
 from service.dropout.variational_b import VariationalB
+from service.dropout.variational_learned import LearnedVariationalLinear
 from service.dropout.variational_rnn import VariationalRNN
+from service.dropout.weight_dropped import WeightDropGRU, WeightDropLSTM, WeightDropped
 from service.dropout.word_dropout import WordDropout, WordDropoutEmbedding
 from service.dropout.zoneout import Zoneout
 
@@ -71,6 +79,10 @@ VARIANTS: tuple[type[Variant], ...] = (
     TargetedWeights,
     TargetedUnits,
     WordDropout,
+    Locked,
+    WeightDropped,
+    SparseVariational,
+    SparseVariationalJoint,
     MaxPoolingDropout,
     StochasticPooling,
     MaxDrop,
@@ -110,6 +122,9 @@ __all__ = [
     "Kind",
     "LayerDrop",
     "LayerDropPath",
+    "LearnedVariationalLinear",
+    "Locked",
+    "LockedDropout",
     "MaskedMaxPool1d",
     "MaskedMaxPool2d",
     "MaskedMaxPool3d",
@@ -132,6 +147,9 @@ __all__ = [
     "ShakeShakeMix",
     "Shakeout",
     "ShakeoutLinear",
+    "SparseVariational",
+    "SparseVariationalJoint",
+    "SparseVariationalLinear",
     "Spatial",
     "SpatialConcrete",
     "SpatialConcreteDropout",
@@ -153,6 +171,9 @@ __all__ = [
     "VariationalB",
     "VariationalLinear",
     "VariationalRNN",
+    "WeightDropGRU",
+    "WeightDropLSTM",
+    "WeightDropped",
     "WordDropout",
     "WordDropoutEmbedding",
     "Zoneout",

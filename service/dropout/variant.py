@@ -31,6 +31,8 @@ class Kind(StrEnum):
     BRANCHES = "branches"
     CONV = "convolution"
     EMBEDDING = "embedding"
+    RECURRENT_WEIGHT = "recurrent weight"
+    SPARSE_WEIGHT = "sparse weight"
     HIDDEN = "hidden"
     SELU = "self-normalising"
     INPUT = "input"
@@ -169,6 +171,9 @@ class WeightVariant(Variant):
     `draw` is given the shape (out, in + biases). `mean` and `variance` are those of u for a fixed x [B, in].
     """
 
+    learned: ClassVar[bool] = False
+    """Whether its layer learns a log variance [out, in], which `variance` and what acts take as a last operand."""
+
     @abstractmethod
     def mean(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the mean over passes [B, out]."""
@@ -204,9 +209,9 @@ class SampledProduct(WeightVariant):
         """Draw z ~ N(0, 1), one for each unit [S, R, out]."""
         return stream.normal(shape[:1]).float()
 
-    def moments(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    def moments(self, x: Tensor, weight: Tensor, bias: Tensor | None, *learned: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and variance of u [B, out]; shared by all passes where x is."""
-        return self.mean(x, weight, bias), self.variance(x, weight, bias)
+        return self.mean(x, weight, bias), self.variance(x, weight, bias, *learned)
 
     def apply(self, mean: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
         """Return u = mean + √variance · z [S?, B, out]."""

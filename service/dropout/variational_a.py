@@ -1,7 +1,6 @@
 """Variational dropout, type A, its operator and layer; it does not know which rows come together."""
 
 from dataclasses import dataclass
-from math import sqrt
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +38,13 @@ class VariationalA(SampledProduct):
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, p: float, per_input: bool, train: bool) -> Tensor:
-    if not train:
-        return F.linear(x, weight, bias)
-    alpha = p / (1 - p)
+    return noisy_product(x, weight, bias, x.new_tensor(p / (1 - p)), per_input) if train else F.linear(x, weight, bias)
+
+
+def noisy_product(x: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, per_input: bool) -> Tensor:
+    """Return u [*, out] with noise of variance α: one draw for each input (type B), or for each unit (type A)."""
     if per_input:
-        return F.linear(x * (1 + sqrt(alpha) * torch.randn_like(x)), weight, bias)
+        return F.linear(x * (1 + alpha.sqrt() * torch.randn_like(x)), weight, bias)
     u = F.linear(x, weight, bias)
     spread = F.linear(x.square(), weight.square()) * alpha
     return u + (spread + torch.finfo(u.dtype).tiny).sqrt() * torch.randn_like(u)  # √ has no gradient at 0

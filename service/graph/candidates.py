@@ -1,4 +1,4 @@
-"""Places where nothing was random in training, but a request may put noise: inputs, activations, residual branches.
+"""Places where nothing was random in training, but a request may put noise: inputs, activations, branches, attention.
 
 They are read off the pure graph, after every trained site has its name. It does not know variants or plans. A place
 whose rows cannot be told apart is passed over, and so is a value that is the output, that gates another, or that goes
@@ -13,6 +13,7 @@ from service.graph.layout import LAYOUT
 from service.graph.nodes import is_tensor, operator_name, value_of
 from service.graph.pools import make_stock
 from service.graph.residual import branch_of
+from service.graph.scores import SOFTMAX, is_attention
 from service.graph.shapes import find_batch
 from service.graph.sites import SITE, SITES, Canon, pool_site, site_nodes
 from service.graph.weights import is_product
@@ -46,9 +47,9 @@ _HANDED_ON = frozenset(  # operators whose result is still the activation, for t
 
 
 def find_candidates(canon: Canon) -> None:
-    """Place a site at every input, activation function and residual branch of a pure program that has none."""
+    """Place a site at every input, activation function, attention and branch of a pure program that has none."""
     for node in list(canon.graph.nodes):
-        if _is_input(node) or _is_hidden(node):
+        if _is_input(node) or _is_hidden(node) or (is_attention(node) and not _goes_into_sites(node)):
             _place_after(canon, node)
         elif (branch := branch_of(canon, node)) is not None and _tells_rows_apart(canon, branch):
             site = canon.place(node, branch, canon.dims(branch), Kind.ADDITION, None, None, "branch")
@@ -115,10 +116,14 @@ def _place_after(canon: Canon, node: fx.Node) -> None:
 def _kind(node: fx.Node) -> Kind:
     if node.op == "placeholder":
         return Kind.INPUT
+    if node.target in SOFTMAX:
+        return Kind.ATTENTION
     return Kind.SELU if node.target is aten.selu.default else Kind.HIDDEN
 
 
 def _what(node: fx.Node) -> str:
+    if node.target in SOFTMAX:
+        return "attention"
     return "input" if node.op == "placeholder" else operator_name(node)
 
 

@@ -17,12 +17,15 @@
 | drop_block(x, p, size, …)                       | site(x)                                         |
 | cutout(x, size, _)                              | site(x)                                         |
 | bernoulli_ → pad → max_pool2d → 1 - · → …       | site(x): torchvision                            |
+| sparse_variational_linear(x, W, b, log σ², …)   | linear(x, pruned(W), b), the site being W       |
 | word_dropout_embedding(W, i, …)                 | embedding(W, i), the site being W               |
 | bernoulli_(empty, q) → div_(·, q) → mul(x, ·)   | site(x): timm, torchvision                      |
 | rand + q → floor_ → mul(div(x, q), ·)           | site(x): Hugging Face                           |
 | scaled_dot_product_attention(Q, K, V, …)        | site(softmax(Q Kᵀ)) V                           |
 | lstm, gru, rnn of n layers                      | layer → site → layer → … → layer                |
 | lstm_layer, gru_layer(x, …, variant, …)         | the layer's eval form, its steps being the site |
+| locked_dropout(x, …, p, _)                      | site(x)                                         |
+| weight_drop_lstm(x, …, p) and gru               | lstm, gru, the sites being recurrent weights    |
 """
 
 from collections.abc import Callable
@@ -41,6 +44,7 @@ from service.graph.nodes import float_operand, getitems, node_operand, operand, 
 from service.graph.paired import gate, mix_branches
 from service.graph.pools import TRAINED_POOLS, place_pool
 from service.graph.recurrent import RECURRENT, unroll_layers
+from service.graph.sequences import WEIGHT_DROPPED, lock, place_recurrent_weights
 from service.graph.shapes import BATCH, BatchAxis, Dims
 from service.graph.sites import SITE, Canon, LocatedSite
 from service.graph.trained_weights import TRAINED_WEIGHTS, place_weight
@@ -245,4 +249,6 @@ _REWRITES: tuple[tuple[tuple[Any, ...], _Rewrite], ...] = (
     ((aten.scaled_dot_product_attention.default,), _attention),
     (RECURRENT, unroll_layers),
     (TRAINED_CELLS, quieten),
+    ((thinnet.locked_dropout.default,), lock),
+    (tuple(WEIGHT_DROPPED), place_recurrent_weights),
 )

@@ -18,6 +18,13 @@ aten = torch.ops.aten
 RECURRENT = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 
 
+def recurrent_weights(node: fx.Node) -> list[fx.Node]:
+    """Return the hidden-to-hidden weights of a recurrent node: of each layer and direction the second parameter."""
+    parameters = sequence_operand(node, 2)
+    each = len(parameters) // (int_operand(node, 4) * (2 if operand(node, 7) else 1))
+    return [weight for weight in parameters[1::each] if isinstance(weight, fx.Node)]
+
+
 def unroll_layers(canon: Canon, node: fx.Node) -> None:
     """Rewrite an n-layer LSTM, GRU or RNN as n one-layer ones with a site on each output but the last.
 

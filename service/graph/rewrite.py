@@ -12,7 +12,7 @@ import sympy
 import torch
 from torch import Tensor, fx
 
-from service.dropout import DropConnect, DropConnectSampled, Variant
+from service.dropout import DropConnect, DropConnectSampled, SparseVariational, SparseVariationalJoint, Variant
 from service.dropout.variant import (
     ActivationVariant,
     CellVariant,
@@ -119,11 +119,11 @@ class MaskColumns:
         self.columns = columns
         self.__name__ = f"mask_{variant.name.replace('-', '_')}"
 
-    def __call__(self, parameter: Tensor, noise: Tensor) -> Tensor:
+    def __call__(self, parameter: Tensor, noise: Tensor, *learned: Tensor) -> Tensor:
         """Return the parameter as one pass has it."""
         own = noise[0][:, self.columns].to(parameter.dtype)
         if parameter.dim() <= 2:
-            return self.variant.apply(parameter, own)
+            return self.variant.apply(parameter, own, *learned)
         return self.variant.apply(parameter.flatten(1), own).view_as(parameter)
 
 
@@ -170,7 +170,7 @@ def _check_use(site: WeightSite, variant: Variant) -> None:
     Raises:
         InvalidPlan: Its moments, or its inputs and outputs, are not those of one linear layer.
     """
-    is_sampled = isinstance(variant, SampledProduct) and not isinstance(variant, DropConnectSampled)
+    is_sampled = isinstance(variant, SampledProduct) and _stand_in(variant) is None
     if is_sampled and not site.rows_and_features:
         raise InvalidPlan(
             f"site {site.site.name!r}: {variant.name!r} draws units from their moments, which serves one use on rows "
@@ -181,6 +181,13 @@ def _check_use(site: WeightSite, variant: Variant) -> None:
             f"site {site.site.name!r}: {variant.name!r} tells inputs from outputs, and not every use of this weight is "
             "a linear layer's; switch the site off, or use 'dropconnect'"
         )
+
+
+def _stand_in(variant: SampledProduct) -> MaskedWeight | None:
+    """Return the exact form of a sampled product that serves any input, where it is the same network."""
+    if isinstance(variant, SparseVariational):
+        return SparseVariationalJoint()
+    return DropConnect(variant.p) if isinstance(variant, DropConnectSampled) else None
 
 
 class _Writer:
@@ -194,6 +201,7 @@ class _Writer:
         self.masks: dict[tuple[fx.Node, fx.Node], tuple[MaskColumns, fx.Node]] = {}  # (parameter, use) → its mask
         self.cells: dict[fx.Node, tuple[CellSite, CellVariant, fx.Node]] = {}  # layer → its site, variant and noise
         self.unpruned: dict[fx.Node, fx.Node] = {}  # what a mask acts on instead of a pruned weight
+        self.learned: dict[MaskColumns, fx.Node] = {}  # the log variance that a mask takes
         self.masked: dict[tuple[fx.Node, MaskColumns], fx.Node] = {}
 
     def declare(self, captured: Captured, plan: Mapping[str, Variant], weights: list[WeightSite]) -> None:
@@ -228,7 +236,7 @@ class _Writer:
         _check_use(site, variant)
         if isinstance(variant, SampledProduct) and not site.rows_and_features:
             self.notes.append(f"{site.site.name}: exact masks stand in, its input has axes besides rows and features")
-            variant = DropConnect(variant.p)
+            variant = _stand_in(variant) or variant
         columns_in = prod(value_of(site.parameter).shape[1:])
         columns = site.site.shape[1] if not isinstance(variant, MaskedWeight) or variant.masks_bias else columns_in
         dims: Dims = (sympy.Integer(site.site.shape[0]), sympy.Integer(columns))
@@ -239,6 +247,8 @@ class _Writer:
         assert isinstance(variant, MaskedWeight)
         whole = MaskColumns(variant, slice(0, columns_in))
         own = {name: MaskColumns(variant, column) for name, column in site.columns.items() if variant.masks_bias}
+        if variant.learned and site.log_variance is not None:
+            self.learned[whole] = site.log_variance
         for source, user in readers(site.parameter):
             self.masks[source, user] = (whole, noise)
             if variant.before_pruning:
@@ -283,7 +293,11 @@ class _Writer:
 
     def _product(self, node: fx.Node) -> fx.Node:
         variant, noise = self.products[node]
-        operands = tuple(self.copies[each] if isinstance(each, fx.Node) else each for each in (*node.args, None)[:3])
+        x, weight, bias = (*node.args, None)[:3]
+        given = (x, *node_operand(node, 1).args) if variant.learned else (x, weight)
+        operands = tuple(
+            self.copies[each] if isinstance(each, fx.Node) else each for each in (*given[:2], bias, *given[2:])
+        )
         moments = self.graph.call_function(variant.moments, operands)
         parts = [self.graph.call_function(getitem, (moments, index)) for index in range(2)]
         for part in parts:
@@ -295,5 +309,7 @@ class _Writer:
             return self.copies[old]
         mask, noise = self.masks[old, user]
         if (old, mask) not in self.masked:
-            self.masked[old, mask] = self.graph.call_function(mask, (self.copies[self.unpruned.get(old, old)], noise))
+            learned = [self.copies[self.learned[mask]]] if mask in self.learned else []
+            whole = self.copies[self.unpruned.get(old, old)]
+            self.masked[old, mask] = self.graph.call_function(mask, (whole, noise, *learned))
         return self.masked[old, mask]

@@ -19,7 +19,7 @@ from service.graph.nodes import module_of, place_of, value_of
 from service.graph.program import Program
 from service.graph.shapes import BatchAxis, Dims, Symbols, find_batch, row_dims
 
-Trained = tuple[str, float, tuple[tuple[str, float], ...]]
+Trained = tuple[str, float | None, tuple[tuple[str, float], ...]]
 SITE = "site"  # node.meta key: the LocatedSite
 
 
@@ -144,7 +144,7 @@ class Canon:
     def name(self, node: fx.Node, what: str) -> str:
         """Return module path (and what, where the module is not that very thing) with the call's ordinal."""
         path, cls = module_of(node)
-        base = path if path and _is_own_module(cls) else f"{path}.{what}".lstrip(".")
+        base = path if path and _is_own_module(cls, what) else f"{path}.{what}".lstrip(".")
         self.names[base] += 1
         return base if self.names[base] == 1 else f"{base}#{self.names[base]}"
 
@@ -173,8 +173,9 @@ def _without_value(node: fx.Node) -> dict[str, Any]:
     return {key: value for key, value in node.meta.items() if key != "val"}
 
 
-def _is_own_module(cls: str) -> bool:
+def _is_own_module(cls: str, what: str) -> bool:
     module, _, short = cls.lower().rpartition(".")
     is_activation = module == "torch.nn.modules.activation" and short != "multiheadattention"
+    drops = ("drop" in short or "stochasticdepth" in short) and not what.startswith("layer_")
     is_pool = module == "torch.nn.modules.pooling" or (module.startswith("service.dropout.") and "pool" in short)
-    return "drop" in short or "stochasticdepth" in short or is_activation or is_pool
+    return drops or is_activation or is_pool

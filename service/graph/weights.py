@@ -10,10 +10,12 @@ import torch
 from torch import fx
 
 from service.dropout import BY_NAME, Kind
+from service.dropout.sparse_variational import without_noisy_weights
 from service.dropout.targeted_weights import pruned
+from service.errors import CaptureFailed
 from service.graph.nodes import node_operand, operand, value_of
 from service.graph.program import STATE_NAME
-from service.graph.recurrent import RECURRENT
+from service.graph.recurrent import RECURRENT, recurrent_weights
 from service.graph.shapes import BatchAxis, find_batch
 from service.graph.sites import Canon, Site, Trained
 
@@ -25,6 +27,7 @@ _CONVOLUTIONS = {
 }
 LINEAR = aten.linear.default
 _PRODUCTS = {aten.matmul.default, aten.mm.default, aten.addmm.default}
+_PRUNINGS = (pruned, without_noisy_weights)
 _WEIGHTED = {*RECURRENT, aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 _TRANSPOSES = {aten.t.default, aten.transpose.int, aten.permute.default, aten.numpy_T.default}
 
@@ -48,6 +51,7 @@ class WeightSite:
         columns: By a bias's name, its column of the noise.
         rows_and_features: Whether its one use is on [B, in], so that sampled inference may serve it.
         oriented: Whether every use is a linear layer's or a convolution's, so that its first axis is the outputs.
+        log_variance: The log variance of each weight that its layer learned, where it did.
     """
 
     site: Site
@@ -56,6 +60,7 @@ class WeightSite:
     columns: dict[str, int]
     rows_and_features: bool
     oriented: bool = True
+    log_variance: fx.Node | None = None
 
 
 def find_weights(canon: Canon) -> tuple[WeightSite, ...]:
@@ -66,7 +71,8 @@ def find_weights(canon: Canon) -> tuple[WeightSite, ...]:
         if parameter is not None:
             found.setdefault(parameter, []).append(Use(node, _bias_of(node)))
     weights = tuple(_weight_site(canon, parameter, tuple(uses)) for parameter, uses in found.items())
-    return weights + find_tables(canon, frozenset(site.site.name for site in weights))
+    taken = frozenset(site.site.name for site in weights)
+    return weights + find_tables(canon, taken) + find_recurrent_weights(canon, taken)
 
 
 def is_product(node: fx.Node) -> bool:
@@ -94,13 +100,13 @@ def _untransposed(node: fx.Node) -> fx.Node:
 
 
 def _unpruned(factor: object) -> object:
-    return node_operand(factor) if isinstance(factor, fx.Node) and factor.target is pruned else factor
+    return node_operand(factor) if isinstance(factor, fx.Node) and factor.target in _PRUNINGS else factor
 
 
 def readers(parameter: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
     """Return every use of a parameter, with what it takes: the parameter, or what is left of it pruned."""
-    direct = [(parameter, user) for user in parameter.users if user.target is not pruned]
-    return direct + [(cut, user) for cut in parameter.users if cut.target is pruned for user in cut.users]
+    direct = [(parameter, user) for user in parameter.users if user.target not in _PRUNINGS]
+    return direct + [(cut, user) for cut in parameter.users if cut.target in _PRUNINGS for user in cut.users]
 
 
 def _is_transposed(convolution: fx.Node) -> bool:
@@ -125,11 +131,26 @@ def _weight_site(canon: Canon, parameter: fx.Node, uses: tuple[Use, ...]) -> Wei
     columns_in = prod(inner)
     biases = [use.bias.meta[STATE_NAME] for use in uses if use.bias is not None and STATE_NAME in use.bias.meta]
     columns = {name: columns_in + index for index, name in enumerate(dict.fromkeys(biases))}
-    kind = Kind.CONV if uses[0].node.target in _CONVOLUTIONS else Kind.WEIGHT
+    log_variance = _log_variance(parameter)
+    of_product = Kind.CONV if uses[0].node.target in _CONVOLUTIONS else Kind.WEIGHT
+    kind = of_product if log_variance is None else Kind.SPARSE_WEIGHT
     variant, p, others = how_trained(canon, parameter, kind)
     site = Site(parameter.meta[STATE_NAME], kind, (out, columns_in + len(columns)), variant, p, others)
     oriented = all(user.target is LINEAR or user.target in _CONVOLUTIONS for _, user in readers(parameter))
-    return WeightSite(site, parameter, uses, columns, _serves_rows_and_features(canon, parameter, uses), oriented)
+    plain = _serves_rows_and_features(canon, parameter, uses)
+    return WeightSite(site, parameter, uses, columns, plain, oriented, log_variance)
+
+
+def _log_variance(parameter: fx.Node) -> fx.Node | None:
+    """Return the log variance that a weight's layer learned; where several layers have the weight, it is one.
+
+    Raises:
+        CaptureFailed: It is several.
+    """
+    noisy = [user for user in parameter.users if user.target is without_noisy_weights]
+    if len({node_operand(user, 1) for user in noisy}) > 1:
+        raise CaptureFailed(f"{parameter.meta[STATE_NAME]}: its layers learned different variances; share those too")
+    return node_operand(noisy[0], 1) if noisy else None
 
 
 def find_tables(canon: Canon, taken: frozenset[str]) -> tuple[WeightSite, ...]:
@@ -145,6 +166,22 @@ def find_tables(canon: Canon, taken: frozenset[str]) -> tuple[WeightSite, ...]:
         variant, p, others = how_trained(canon, table, Kind.EMBEDDING)
         site = Site(f"{name}#words" if name in taken else name, Kind.EMBEDDING, shape, variant, p, others)
         sites.append(WeightSite(site, table, tuple(uses), {}, False))
+    return tuple(sites)
+
+
+def find_recurrent_weights(canon: Canon, taken: frozenset[str]) -> tuple[WeightSite, ...]:
+    """Return the hidden-to-hidden weights of torch's recurrent layers; one mask serves all steps."""
+    found: dict[fx.Node, list[Use]] = {}
+    for node in canon.graph.nodes:
+        for weight in recurrent_weights(node) if node.target in RECURRENT else ():
+            if _is_matrix_parameter(weight):
+                found.setdefault(weight, []).append(Use(node, None))
+    sites = []
+    for weight, uses in found.items():
+        name, shape = weight.meta[STATE_NAME], tuple(int(size) for size in value_of(weight).shape)
+        how = how_trained(canon, weight, Kind.RECURRENT_WEIGHT)
+        site = Site(f"{name}#recurrent" if name in taken else name, Kind.RECURRENT_WEIGHT, shape, *how)
+        sites.append(WeightSite(site, weight, tuple(uses), {}, False))
     return tuple(sites)
 
 

@@ -37,6 +37,8 @@ POOLED = (X[..., None] * torch.tensor([0.3, 1.0, 0.6])).flatten(-2)  # windows w
 FEATURES = 0.6 + torch.arange(ROWS * IN).reshape(ROWS, IN) * 0.11
 WEIGHT = torch.tensor([[0.9, -1.1, 0.7, 1.3, -0.8], [-0.5, 1.2, 1.0, -0.7, 0.6], [1.4, 0.8, -0.9, 0.5, 1.1]])
 BIAS = torch.tensor([1.5, 2.2, 1.8])
+LOG_VARIANCE = torch.tensor([[-1.0, 0.3, -0.4, 0.1, 2.9], [1.9, -0.2, 0.5, -1.2, 0.2], [-0.6, 0.4, 0.0, 1.8, -0.9]])
+"""What a layer that learns the noise of weights learned; in eval mode it prunes one weight of each unit."""
 
 
 OPTIONS: dict[str, dict[str, float]] = {"dropblock": {"block_size": 2.0}, "cutout": {"size": 2.0}}
@@ -110,14 +112,14 @@ def _(variant: PairedVariant, noise: Tensor) -> Tensor:
 @act.register
 def _(variant: MaskedWeight, noise: Tensor) -> Tensor:
     noise = noise.expand(*noise.shape[:-1], IN) if isinstance(variant, TargetedUnits) else noise
-    weight = all_targets(variant).apply(WEIGHT, noise[..., :IN])
+    weight = all_targets(variant).apply(WEIGHT, noise[..., :IN], *learned(variant))
     bias = variant.apply(BIAS, noise[..., IN]) if variant.masks_bias else BIAS
     return (weight * FEATURES[:, None, :]).sum(-1) + bias
 
 
 @act.register
 def _(variant: SampledProduct, noise: Tensor) -> Tensor:
-    return variant.apply(*variant.moments(FEATURES, WEIGHT, BIAS), noise)
+    return variant.apply(*variant.moments(FEATURES, WEIGHT, BIAS, *learned(variant)), noise)
 
 
 @act.register
@@ -144,7 +146,12 @@ def closed_forms(variant: Variant) -> tuple[Tensor, Tensor]:
     assert isinstance(variant, WeightVariant)
     layer = FEATURES.double(), WEIGHT.double(), BIAS.double()
     variant = all_targets(variant)
-    return variant.mean(*layer), variant.variance(*layer)
+    return variant.mean(*layer), variant.variance(*layer, *(each.double() for each in learned(variant)))
+
+
+def learned(variant: WeightVariant | type[WeightVariant]) -> tuple[Tensor, ...]:
+    """Return the operands that the variant's layer learned besides weight and bias."""
+    return (LOG_VARIANCE,) if variant.learned else ()
 
 
 def maps(variant: MaxDrop) -> Tensor:
@@ -186,6 +193,8 @@ def masked_covariance(variant: MaskedWeight) -> Tensor:
     if isinstance(variant, TargetedWeights):
         swing = swing * variant.q * targeted_weights(swing, variant.gamma)
     products = torch.einsum("oj,bj,cj->bco", swing.square(), features, features)
+    if variant.learned:
+        return torch.diag_embed(torch.einsum("oj,bj,cj->bco", LOG_VARIANCE.double().exp(), features, features))
     bias = BIAS.double().square() if variant.masks_bias else 0
     return torch.diag_embed(products + bias) * (variant.p / variant.q)
 

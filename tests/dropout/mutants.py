@@ -30,6 +30,8 @@ from service.dropout import (
     RNNDrop,
     Shakeout,
     ShakeShake,
+    SparseVariational,
+    SparseVariationalJoint,
     Standout,
     StochasticPooling,
     Stream,
@@ -39,9 +41,11 @@ from service.dropout import (
     Variant,
     VariationalA,
     VariationalB,
+    WeightDropped,
     Zoneout,
 )
 from service.dropout.noise import Shape
+from service.dropout.sparse_variational import without_noisy_weights
 from service.dropout.variant import ActivationVariant, CellVariant, SampledProduct, WeightVariant
 from service.dropout.windows import maximum
 
@@ -49,6 +53,7 @@ AROUND_ONE = (Gaussian, Uniform, VariationalB)
 UNSCALED = (TargetedWeights, TargetedUnits, MaxDrop, MaskedMaxPooling, MaxPoolingDropout, RNNDrop, Zoneout)
 SATURATING = (Alpha, FeatureAlpha)
 SYMMETRIC = (*SATURATING, LayerDrop)  # their variance is the same at p and 1 - p, their mean is not
+ONE_FOR_EACH_WEIGHT = (DropConnect, TargetedWeights, WeightDropped, SparseVariationalJoint)
 BOTH = (0.1, 0.5)
 UNEVEN = (0.1,)  # at p = 0.5, exchanging p and q or taking a root of p / q changes nothing
 
@@ -187,7 +192,7 @@ def sharing_widened(variant: type[Variant]) -> Iterator[Mutant]:
         if size[axis] == 1:
             continue
         faulty = _with_noise(variant, lambda _, noise, axis=axis: noise.narrow(axis, 0, 1).expand_as(noise))
-        if issubclass(variant, (DropConnect, TargetedWeights)) and axis == 3:  # one draw for all weights of a unit
+        if issubclass(variant, ONE_FOR_EACH_WEIGHT) and axis == 3:  # one draw for all weights of a unit
             yield Mutant("shared by a unit's weights", faulty, laws.the_variance_is_its_closed_form, "variance is")
             continue
         yield Mutant(f"shared along axis {axis}", faulty, laws.noise_is_shared_as_declared, "sharing: correlation")
@@ -336,6 +341,28 @@ def mix_confused(variant: type[Variant]) -> Iterator[Mutant]:
     yield Mutant("rows against each other", turned, law, "pass scope: rows: covariance")
 
 
+def learned_noise_confused(variant: type[Variant]) -> Iterator[Mutant]:
+    """Sample the pruned network; take log σ² for log σ; take it for log α."""
+    if not issubclass(variant, (SparseVariational, SparseVariationalJoint)):
+        return
+    faults: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+        "pruned": lambda weight, s: (without_noisy_weights(weight, s), s),
+        "log σ": lambda weight, s: (weight, 2 * s),
+        "log α": lambda weight, s: (weight, s + weight.square().log()),
+    }
+    for fault, change in faults.items():
+        if issubclass(variant, SparseVariational):
+            faulty = _derived(
+                variant, moments=lambda self, x, w, b, s, c=change: variant.moments(self, x, c(w, s)[0], b, c(w, s)[1])
+            )
+        else:
+            faulty = _derived(
+                variant, apply=lambda self, w, noise, s, c=change: variant.apply(self, c(w, s)[0], noise, c(w, s)[1])
+            )
+        law = laws.the_mean_is_its_closed_form if fault == "pruned" else laws.the_variance_is_its_closed_form
+        yield Mutant(fault, faulty, law, "mean is" if fault == "pruned" else "variance is")
+
+
 def pool_confused(variant: type[Variant]) -> Iterator[Mutant]:
     """Rescale the winner; let a dropped input never win; choose evenly, or the largest; turn rows apart."""
     mean, rows = laws.the_mean_is_its_closed_form, laws.rows_share_one_network_in_scope_pass
@@ -405,6 +432,7 @@ FAULTS: tuple[Fault, ...] = (
     growth_ignored,
     gate_confused,
     mix_confused,
+    learned_noise_confused,
     pool_confused,
     squares_confused,
     memory_confused,

@@ -6,7 +6,22 @@ from collections.abc import Callable
 import pytest
 import squares
 import torch
-from bench import BIAS, FEATURES, MAPS, POOLED, SAMPLED, WEIGHT, U, X, at_rate, closed_forms, given, noise_shape
+from bench import (
+    BIAS,
+    FEATURES,
+    LOG_VARIANCE,
+    MAPS,
+    POOLED,
+    SAMPLED,
+    WEIGHT,
+    U,
+    X,
+    at_rate,
+    closed_forms,
+    given,
+    learned,
+    noise_shape,
+)
 from laws import SHARED_AXES
 from relaxed import relaxed_moments
 from torch import Tensor
@@ -103,6 +118,7 @@ OF_WEIGHTS: dict[str, Form] = {
     "(p / q) W² x²": lambda p, x: (p / (1 - p)) * (x**2 @ (W**2).T),
     "(W ∘ (1 - p t)) x + b": lambda p, x: x @ (W * (1 - p * TARGETS)).T + B,
     "p q (t ∘ W²) x²": lambda p, x: p * (1 - p) * (x**2 @ (W**2 * TARGETS).T),
+    "σ² x²": lambda p, x: x**2 @ LOG_VARIANCE.double().exp().T,
     "(1 - p t) ∘ W x + b": lambda p, x: (1 - p) * (x @ W.T) + B,
     "p q t ∘ (W x)²": lambda p, x: p * (1 - p) * (x @ W.T) ** 2,
     "(p / q) (W + c sign W)² x²": lambda p, x: (p / (1 - p)) * (x**2 @ ((W.abs() + 0.1) ** 2).T),
@@ -197,8 +213,10 @@ def test_negative_inputs_follow_the_written_forms_too(variant: type[ActivationVa
 def test_a_weight_variant_serves_a_layer_without_bias(variant: type[WeightVariant]) -> None:
     x, none = FEATURES.double(), torch.zeros(3, dtype=torch.float64)
 
-    for method in (variant(p=0.3).mean, variant(p=0.3).variance):
-        torch.testing.assert_close(method(x, W, None), method(x, W, none))
+    made, own = at_rate(variant, 0.3), [each.double() for each in learned(variant)]
+
+    torch.testing.assert_close(made.mean(x, W, None), made.mean(x, W, none))
+    torch.testing.assert_close(made.variance(x, W, None, *own), made.variance(x, W, none, *own))
 
 
 def test_every_wording_of_sharing_has_a_law(variant: type[Variant]) -> None:

@@ -3,18 +3,12 @@
 import pytest
 import torch
 from laws import SIGMAS, variance_error
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from service.dropout import (
     Concrete,
     ConcreteDropout,
-    Cutout2d,
-    DropBlock2d,
     LayerDropPath,
-    Masksembles1d,
-    MaxDrop2d,
-    MaxPoolDropout2d,
     ShakeDrop,
     ShakeDropPath,
     ShakeShakeMix,
@@ -22,7 +16,6 @@ from service.dropout import (
     SpatialConcreteDropout,
     StandoutGate,
     StandoutLinear,
-    StochasticPool2d,
 )
 from service.errors import InvalidPlan
 
@@ -165,59 +158,3 @@ def test_shake_shakes_gradients_have_a_share_of_their_own() -> None:
 
     assert 0 <= first.grad.min() < 0.01 < 0.99 < first.grad.max() <= 1
     assert abs(torch.corrcoef(torch.cat([share, first.grad], 1).detach().T)[0, 1].item()) < SIGMAS / 5000**0.5
-
-
-class Shaken(nn.Module):
-    def __init__(self, drop: nn.Module) -> None:
-        super().__init__()
-        self.a, self.b, self.drop, self.c = nn.Linear(64, 64), nn.Linear(64, 64), drop, nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        f1, f2 = torch.relu(self.a(x)), torch.relu(self.b(x))
-        return self.c(x + (self.drop(f1, f2) if isinstance(self.drop, ShakeShakeMix) else self.drop(f1)))
-
-
-def of_maps(*layers: nn.Module) -> nn.Module:
-    maps = nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 8, 3, padding=1), nn.ReLU()
-    return nn.Sequential(*maps, *layers, nn.Flatten(), nn.Linear(128, 10))
-
-
-def convolutional(before: nn.Module, after: nn.Module) -> nn.Sequential:
-    maps = nn.Unflatten(1, (1, 8, 8)), before, nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), after
-    return nn.Sequential(*maps, nn.Flatten(), nn.Linear(512, 10))
-
-
-NETWORKS = {
-    "concrete": lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), ConcreteDropout(), nn.Linear(64, 10)),
-    "masksembles": lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), Masksembles1d(64), nn.Linear(64, 10)),
-    "dropblock": lambda: convolutional(nn.Identity(), DropBlock2d(0.1, 3)),
-    "cutout": lambda: convolutional(Cutout2d(3), nn.Identity()),
-    "standout": lambda: nn.Sequential(StandoutLinear(64, 64), nn.Linear(64, 10)),
-    "layer-drop": lambda: Shaken(LayerDropPath()),
-    "shake-drop": lambda: Shaken(ShakeDropPath()),
-    "shake-shake": lambda: Shaken(ShakeShakeMix()),
-    "max-pooling dropout": lambda: of_maps(MaxPoolDropout2d(2)),
-    "stochastic pooling": lambda: of_maps(StochasticPool2d(2)),
-    "max-drop": lambda: of_maps(MaxDrop2d(), nn.MaxPool2d(2)),
-}
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_small_network_learns_to_read_digits_with_it(name: str) -> None:
-    digits = load_digits()
-    x, labels = torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target)
-    torch.manual_seed(2)
-    network = NETWORKS[name]().train()
-    optimiser = torch.optim.Adam(network.parameters(), 3e-3)
-    for _ in range(20):
-        for batch in torch.randperm(1400).split(100):
-            loss = nn.functional.cross_entropy(network(x[batch]), labels[batch])
-            if name == "concrete":
-                loss = loss + network[2].regulariser(network[3], 1e-5, 1e-3)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-
-    with torch.no_grad():
-        right = (network.eval()(x[1400:]).argmax(1) == labels[1400:]).double().mean()
-    assert right > 0.85

@@ -16,6 +16,7 @@ from bench import (
     U,
     X,
     at_rate,
+    learned,
     maps,
     maxima_of,
     outputs,
@@ -79,7 +80,7 @@ def papers(name: str, p: float) -> Passes:
         return maxima_of(variant, passes).flatten(1).numpy()
     if name in CELLS:
         return CELLS[name](rng, PASSES, p, X[0].double().numpy(), U[0].double().numpy()).reshape(PASSES, -1)
-    given = (each.double().numpy() for each in (FEATURES[0], WEIGHT, BIAS))
+    given = (each.double().numpy() for each in (FEATURES[0], WEIGHT, BIAS, *learned(BY_NAME[name])))
     return WEIGHTS[name](rng, PASSES, p, *given)
 
 

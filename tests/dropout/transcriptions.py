@@ -15,7 +15,7 @@ Array = NDArray[np.float64]
 OfActivations = Callable[[Generator, int, float, Array], Array]
 OfPairs = Callable[[Generator, int, Array, Array], Array]
 OfCells = Callable[[Generator, int, float, Array, Array], Array]
-OfWeights = Callable[[Generator, int, float, Array, Array, Array], Array]
+OfWeights = Callable[..., Array]  # rng, passes, p, x, weight, bias and what the layer learned besides
 
 
 def dropout(rng: Generator, passes: int, p: float, x: Array) -> Array:
@@ -217,6 +217,42 @@ def word_dropout(rng: Generator, passes: int, p: float, x: Array) -> Array:
     return y
 
 
+def locked_dropout(rng: Generator, passes: int, p: float, x: Array) -> Array:
+    """Merity et al. 2018, §4.2 and their LockedDropout: m of shape (1, B, units), Bernoulli(1 - p) over 1 - p."""
+    y = np.empty((passes, *x.shape))
+    m = (rng.random((passes, x.shape[1])) < 1 - p) / (1 - p)
+    for step in range(x.shape[0]):
+        y[:, step] = m * x[step]
+    return y
+
+
+def weight_dropped(rng: Generator, passes: int, p: float, x: Array, weight: Array, bias: Array) -> Array:
+    """Merity et al. 2018, §2 and their WeightDrop: w = dropout(raw_w, p) of the hidden-to-hidden matrix, per batch."""
+    u = np.empty((passes, len(weight)))
+    for t in range(passes):
+        u[t] = np.where(rng.random(weight.shape) < p, 0.0, weight / (1 - p)) @ x + bias
+    return u
+
+
+def sparse_variational_dropout(
+    rng: Generator, passes: int, p: float, x: Array, weight: Array, bias: Array, log_sigma2: Array
+) -> Array:
+    """Molchanov et al. 2017, §4.1 and their code: log α = log σ² - log θ², mu = θ x, si = √(α θ² x²), b afterwards."""
+    log_alpha = np.clip(log_sigma2 - np.log(weight**2), -8, 8)
+    mu, si = weight @ x, np.sqrt((np.exp(log_alpha) * weight * weight) @ (x * x))
+    return mu + rng.standard_normal((passes, len(weight))) * si + bias
+
+
+def sparse_weights(
+    rng: Generator, passes: int, p: float, x: Array, weight: Array, bias: Array, log_sigma2: Array
+) -> Array:
+    """Molchanov et al. 2017, §4.2, additive noise: w_ij = θ_ij + σ_ij ε_ij, ε_ij ~ N(0, 1)."""
+    u = np.empty((passes, len(weight)))
+    for t in range(passes):
+        u[t] = rng.normal(weight, np.exp(log_sigma2 / 2)) @ x + bias
+    return u
+
+
 def max_pooling_dropout(rng: Generator, passes: int, p: float, x: Array, size: int = 3) -> Array:
     """Wu & Gu 2015, eq. 6: a sorted, index i of 1 … n is drawn with keep p^(n - i), and index 0, a = 0, with p^n."""
     keep = 1 - p
@@ -308,6 +344,7 @@ ACTIVATIONS: dict[str, OfActivations] = {
     "layer-drop": layer_drop,
     "shake-drop": shake_drop,
     "word-dropout": word_dropout,
+    "locked": locked_dropout,
 }
 POOLS: dict[str, OfActivations] = {
     "max-pooling-dropout": max_pooling_dropout,
@@ -364,4 +401,7 @@ WEIGHTS: dict[str, OfWeights] = {
     "shakeout": shakeout,
     "targeted-weights": targeted_weight_dropout,
     "targeted-units": targeted_unit_dropout,
+    "weight-dropped": weight_dropped,
+    "sparse-variational": sparse_variational_dropout,
+    "sparse-variational-joint": sparse_weights,
 }

@@ -6,14 +6,14 @@ from specimen import captured
 from stock import FAMILIES, by_request
 from zoo import ZOO
 
-from service.dropout import VARIANTS, Fast, Kind, Masksembles, Variant
+from service.dropout import VARIANTS, Fast, Kind, Masksembles, SparseVariationalJoint, Variant
 
-WITHOUT_A_LAYER = (Fast,)
+WITHOUT_A_LAYER = (Fast, SparseVariationalJoint)
 """What stands in for the training of another layer, and so has none of its own."""
 BY_OTHER_LAWS = (Masksembles,)
 """What draws nothing and has passes of its own: tests/dropout/test_masksembles.py holds its laws and its layers."""
 
-OF_TWO_TENSORS = {Kind.GATED, Kind.BRANCHES}
+OF_A_LAYER = {Kind.GATED, Kind.BRANCHES, Kind.SPARSE_WEIGHT}
 """Sites that only a layer makes, which a request cannot put where there is none."""
 
 
@@ -47,7 +47,7 @@ def test_a_variant_is_served_as_trained_by_request_and_under_laws(variant: type[
 
     assert bool(trained) is (variant not in WITHOUT_A_LAYER + BY_OTHER_LAWS)
     assert variant in BY_OTHER_LAWS or laws_of(variant)
-    assert bool(requested) is not (variant.kinds <= OF_TWO_TENSORS)
+    assert bool(requested) is (variant in WITHOUT_A_LAYER or not variant.kinds <= OF_A_LAYER)
 
 
 def _first(names: list[str], most: int = 3) -> str:

@@ -9,7 +9,7 @@ from zoo_graphs import Positions
 from zoo_layers import Frames
 
 from service import Predictor
-from service.dropout import DropoutLSTM, VariationalRNN, Zoneout
+from service.dropout import DropoutLSTM, LockedDropout, VariationalRNN, Zoneout
 from service.dropout.variant import CellVariant
 from service.graph.capture import from_program
 
@@ -35,6 +35,7 @@ class Steps(nn.Module):
 
 GROWING = (
     Specimen("dropout of each position", lambda: mlp(nn.Dropout(0.4)), steps),
+    Specimen("locked dropout of each position", lambda: mlp(LockedDropout(0.4)), steps),
     Specimen("rows and positions in one axis", Positions, steps),
     Specimen("spatial dropout of frames", Frames, frames),
     Specimen("one mask for all steps", lambda: Steps(VariationalRNN(0.4)), steps),

@@ -105,4 +105,4 @@ def test_a_request_alone_activates_enough_variants(family: str) -> None:
 def test_every_kind_of_untrained_site_stands_in_some_family() -> None:
     kinds = {site.kind for family in FAMILIES for site in stock(family)[2].sites}
 
-    assert set(Kind) - kinds == {Kind.RESIDUAL, Kind.GATED, Kind.BRANCHES, Kind.EMBEDDING}
+    assert set(Kind) - kinds == {Kind.RESIDUAL, Kind.GATED, Kind.BRANCHES, Kind.EMBEDDING, Kind.SPARSE_WEIGHT}

@@ -7,6 +7,8 @@ from specimen import WIDTH, Specimen, sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from service.dropout import LockedDropout, WeightDropGRU, WeightDropLSTM
+
 
 class Recurrent(nn.Module):
     def __init__(self, cell: Any, **options: Any) -> None:
@@ -56,6 +58,33 @@ class CellLoop(nn.Module):
         return h
 
 
+class Locked(nn.Module):
+    """One mask for all steps, on an input of the recurrent layer and on its output."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.first, self.second = LockedDropout(0.3, batch_first), LockedDropout(0.4, batch_first)
+        self.cell = nn.GRU(WIDTH, 5, batch_first=batch_first)
+        self.batch_first = batch_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.cell(self.first(x if self.batch_first else x.transpose(0, 1)))[0])
+        return y.mean(1 if self.batch_first else 0)
+
+
+class WeightDropped(nn.Module):
+    """Recurrent weights masked, and dropout between the layers."""
+
+    def __init__(self, cell: Any, **options: Any) -> None:
+        super().__init__()
+        self.cell = cell(WIDTH, 5, num_layers=2, dropout=0.4, p=0.3, **options)
+        self.batch_first = options.get("batch_first", False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.cell(x if self.batch_first else x.transpose(0, 1))[0]
+        return y.mean(1) if self.batch_first else y.mean(0)
+
+
 def with_states(rows: int) -> tuple[Tensor, ...]:
     return torch.randn(rows, 4, WIDTH), torch.randn(rows, 2, 5), torch.randn(rows, 2, 5)
 
@@ -69,4 +98,8 @@ RECURRENT = (
     Specimen("gru's final states", lambda: FinalStates(nn.GRU), sequence),
     Specimen("lstm with initial states", StateIn, with_states),
     Specimen("lstm cells in a loop", CellLoop, sequence),
+    Specimen("locked dropout", lambda: Locked(True), sequence),
+    Specimen("locked dropout, batch on axis 1", lambda: Locked(False), sequence),
+    Specimen("weight-dropped lstm", lambda: WeightDropped(WeightDropLSTM, batch_first=True), sequence),
+    Specimen("weight-dropped gru, both ways", lambda: WeightDropped(WeightDropGRU, bidirectional=True), sequence),
 )

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from service.dropout import (
     DropConnectConv2d,
     DropConnectLinear,
+    LearnedVariationalLinear,
     ShakeoutLinear,
+    SparseVariationalLinear,
     TargetedLinear,
     VariationalLinear,
     WordDropoutEmbedding,
@@ -95,6 +97,21 @@ def targeted_units() -> nn.Module:
     return nn.Sequential(TargetedLinear(WIDTH, 8, p=0.3, units=True), nn.ReLU(), nn.Linear(8, 3))
 
 
+def sparse_variational() -> nn.Module:
+    """Noise that differs from weight to weight, some of it enough to prune the weight in eval mode."""
+    layer = SparseVariationalLinear(WIDTH, 8)
+    with torch.no_grad():
+        layer.log_variance.normal_(-2, 2)
+    return nn.Sequential(layer, nn.ReLU(), nn.Linear(8, 3))
+
+
+def learned_variational() -> nn.Module:
+    """Learned rates, of type A and then of type B."""
+    return nn.Sequential(
+        *(LearnedVariationalLinear(WIDTH, 8, p=0.3), nn.ReLU(), LearnedVariationalLinear(8, 3, p=0.2, per_input=True))
+    )
+
+
 class DroppedWords(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -108,6 +125,8 @@ WEIGHTS = (
     Specimen("convolutions", convolutions, image),
     Specimen("variational layer, type A", variational_a, features),
     Specimen("variational layer, type B", variational_b, features),
+    Specimen("sparse variational layer", sparse_variational, features),
+    Specimen("variational layers of learned rates", learned_variational, features),
     Specimen("shakeout layer", shakeout, features),
     Specimen("masked convolution", masked_convolution, image),
     Specimen("targeted weights", targeted_weights, features),
