@@ -12,7 +12,7 @@ import sympy
 import torch
 from torch import Tensor, fx
 
-from service.dropout import DropConnect, DropConnectSampled, SparseVariational, SparseVariationalJoint, Variant
+from service.dropout import Variant
 from service.dropout.variant import (
     ActivationVariant,
     CellVariant,
@@ -27,6 +27,7 @@ from service.graph.cells import CellSite, write_cell
 from service.graph.images import check_image
 from service.graph.layout import LAYOUT, Layout
 from service.graph.nodes import node_operand, value_of
+from service.graph.noisy_weights import LookUp, MaskColumns, check_use, stand_in
 from service.graph.pools import Pooling
 from service.graph.program import STATE_NAME
 from service.graph.shapes import BatchAxis, Dims, row_dims
@@ -111,35 +112,6 @@ class Apply:
         return y.movedim((0, 1), (axis + 1, axis)).flatten(axis, axis + 1)
 
 
-class MaskColumns:
-    """Let a masked-weight variant act on a parameter with its own columns of the site's noise [1, out, in + biases]."""
-
-    def __init__(self, variant: MaskedWeight, columns: slice | int) -> None:
-        self.variant = variant
-        self.columns = columns
-        self.__name__ = f"mask_{variant.name.replace('-', '_')}"
-
-    def __call__(self, parameter: Tensor, noise: Tensor, *learned: Tensor) -> Tensor:
-        """Return the parameter as one pass has it."""
-        own = noise[0][:, self.columns].to(parameter.dtype)
-        if parameter.dim() <= 2:
-            return self.variant.apply(parameter, own, *learned)
-        return self.variant.apply(parameter.flatten(1), own).view_as(parameter)
-
-
-class LookUp:
-    """Let a variant act on the vectors that are looked up in a table, by their words' noise [1, words, 1]."""
-
-    def __init__(self, variant: ActivationVariant) -> None:
-        self.variant = variant
-        self.__name__ = f"look_up_{variant.name.replace('-', '_')}"
-
-    def __call__(self, table: Tensor, indices: Tensor, noise: Tensor) -> Tensor:
-        """Return the vectors [*, features] as one pass has them."""
-        found = torch.nn.functional.embedding(indices, table)
-        return self.variant.apply(found, noise[0][indices].to(table.dtype))
-
-
 def rewrite(captured: Captured, plan: Mapping[str, Variant]) -> Rewritten:
     """Return the graph of a plan.
 
@@ -162,32 +134,6 @@ def rewrite(captured: Captured, plan: Mapping[str, Variant]) -> Rewritten:
             writer.write(node)
     graph.lint()
     return Rewritten(fx.GraphModule(old, graph), tuple(writer.noises), tuple(writer.notes))
-
-
-def _check_use(site: WeightSite, variant: Variant) -> None:
-    """Refuse a weight variant where the way that the weight is used would make it another thing.
-
-    Raises:
-        InvalidPlan: Its moments, or its inputs and outputs, are not those of one linear layer.
-    """
-    is_sampled = isinstance(variant, SampledProduct) and _stand_in(variant) is None
-    if is_sampled and not site.rows_and_features:
-        raise InvalidPlan(
-            f"site {site.site.name!r}: {variant.name!r} draws units from their moments, which serves one use on rows "
-            "and features only; switch the site off, or use 'variational-b', its joint form"
-        )
-    if isinstance(variant, MaskedWeight) and variant.oriented and not site.oriented:
-        raise InvalidPlan(
-            f"site {site.site.name!r}: {variant.name!r} tells inputs from outputs, and not every use of this weight is "
-            "a linear layer's; switch the site off, or use 'dropconnect'"
-        )
-
-
-def _stand_in(variant: SampledProduct) -> MaskedWeight | None:
-    """Return the exact form of a sampled product that serves any input, where it is the same network."""
-    if isinstance(variant, SparseVariational):
-        return SparseVariationalJoint()
-    return DropConnect(variant.p) if isinstance(variant, DropConnectSampled) else None
 
 
 class _Writer:
@@ -233,10 +179,10 @@ class _Writer:
             noise = self._noise(site.site.name, variant, words, False)
             self.lookups |= {use.node: (LookUp(variant), noise) for use in site.uses}
             return
-        _check_use(site, variant)
+        check_use(site, variant)
         if isinstance(variant, SampledProduct) and not site.rows_and_features:
             self.notes.append(f"{site.site.name}: exact masks stand in, its input has axes besides rows and features")
-            variant = _stand_in(variant) or variant
+            variant = stand_in(variant) or variant
         columns_in = prod(value_of(site.parameter).shape[1:])
         columns = site.site.shape[1] if not isinstance(variant, MaskedWeight) or variant.masks_bias else columns_in
         dims: Dims = (sympy.Integer(site.site.shape[0]), sympy.Integer(columns))

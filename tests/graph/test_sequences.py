@@ -120,6 +120,19 @@ def test_its_mean_and_variance_on_stock_layers_are_a_hand_written_loops(variant:
     assert_same_moments(found.mean[0, first:], found.variance[0, first:], torch.stack(by_loop)[:, first:])
 
 
+def test_steps_that_are_noisy_themselves_take_the_masked_weights_too() -> None:
+    """Zoneout that all but never happens leaves nothing but the dropped weights."""
+    network, inputs = Outputs(nn.LSTM(WIDTH, UNITS, batch_first=True)).eval(), sequence(3)
+    predictor = Predictor.capture(network, inputs)
+    never = {"variant": "zoneout", "p": 1e-9, "p_h": 1e-9}
+    asked = {"variant": "weight-dropped", "p": 0.5, "passes": PASSES, "quantities": ["samples"]}
+    alone = predictor.predict(inputs, **asked).outputs["output"]["samples"]
+    both = predictor.predict(inputs, **asked, sites={"cell.cell_0": never}).outputs["output"]["samples"]
+
+    assert (alone.var(1) > 0).any()
+    torch.testing.assert_close(both, alone)
+
+
 def test_nothing_but_its_own_variant_fits_a_recurrent_weight() -> None:
     predictor = Predictor.capture(Outputs(STACKS["lstm"]).eval(), sequence(2))
 
