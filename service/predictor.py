@@ -144,7 +144,7 @@ class Predictor:
             scope: `pass`: one pass is one network for all rows; `row`: every row has networks of its own.
             row_offset: Index of the first row in a larger table, for row scope.
             quantities: What to compute besides the task's defaults.
-            memory_bytes: A ceiling on what is held at once.
+            memory_bytes: A ceiling on what is held at once besides the inputs and the answer.
 
         Raises:
             InvalidInput: The inputs do not fit.

@@ -33,7 +33,7 @@ class Run:
         outputs: What its outputs mean.
         wanted: The quantities of each output.
         ask: How many passes, and their noise.
-        memory_bytes: A ceiling on what is held at once.
+        memory_bytes: A ceiling on what is held at once besides the inputs and the answer.
         couples_rows: Whether all rows must run together.
     """
 
@@ -85,11 +85,11 @@ class Run:
     def _portions(self, footprint: Footprint, rows: int) -> tuple[int, int]:
         """Return how many rows run together, and how many of their passes."""
         suffix, around = footprint.suffix, footprint.around
-        row = max(1, footprint.trunk_row, suffix.row + around.row)
+        row = max(1, footprint.trunk_row, suffix.row + around.row + footprint.kept_row)
         free = self.memory_bytes - suffix.fixed - around.fixed
         block = rows if self.couples_rows else max(1, min(rows, free // row))
         in_cache = CHUNK_BYTES // max(1, suffix.of(block))
-        in_memory = self.memory_bytes // max(1, suffix.of(block) + around.of(block))
+        in_memory = (self.memory_bytes - footprint.kept_row * block) // max(1, suffix.of(block) + around.of(block))
         return block, max(1, min(self.ask.passes, in_cache, in_memory))
 
     def _check_samples(self, shapes: Sequence[tuple[int, ...]]) -> None:

@@ -152,8 +152,9 @@ class Compiled:
         trunk_row = Cost.through(two.trunk, four.trunk).row
         if per_row:
             one = self._peaks(inputs, 1)
-            return Footprint(trunk_row, Cost(0, one.suffix), Cost(0, one.around))
-        return Footprint(trunk_row, Cost.through(two.suffix, four.suffix), Cost.through(two.around, four.around))
+            return Footprint(trunk_row, Cost(0, one.suffix), Cost(0, one.around), one.kept)
+        suffix, around = Cost.through(two.suffix, four.suffix), Cost.through(two.around, four.around)
+        return Footprint(trunk_row, suffix, around, two.kept // 2)
 
     def _peaks(self, inputs: tuple[Tensor, ...], rows: int) -> Peaks:
         few = tuple(with_rows(each, rows) for each in inputs)

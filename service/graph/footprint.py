@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx
 
 _DRAWING = 5  # what drawing holds beside the noise itself: words, doubles, copies
-_STATISTICS = 12  # what the statistics of an output hold beside it: several doubles for each of its floats
+_STATISTICS = 10  # what taking an output into the statistics needs: several doubles for each of its floats
+_KEPT = 32  # what the statistics are and need to merge, whatever the passes: a dozen doubles and more for each float
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,13 @@ class Footprint:
         trunk_row: Bytes of one row at the peak of the trunk.
         suffix: One pass at the peak of the suffix: what the processor's cache should hold.
         around: What drawing a pass's noise and its statistics need besides.
+        kept_row: Bytes of one row that the statistics of all passes hold.
     """
 
     trunk_row: int
     suffix: Cost
     around: Cost
+    kept_row: int
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,13 @@ class Peaks:
     trunk: int
     suffix: int
     around: int
+    kept: int
 
     @staticmethod
     def of(trunk: int, suffix: int, noises: list[Tensor], outputs: tuple[Tensor, ...]) -> "Peaks":
         """Return the peaks of a run with its noise and its outputs."""
-        around = _DRAWING * sum(each.nbytes for each in noises) + _STATISTICS * sum(each.nbytes for each in outputs)
-        return Peaks(trunk, suffix, around)
+        drawn, given = (sum(each.nbytes for each in tensors) for tensors in (noises, outputs))
+        return Peaks(trunk, suffix, _DRAWING * drawn + _STATISTICS * given, _KEPT * given)
 
 
 class Meter(fx.Interpreter):

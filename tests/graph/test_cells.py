@@ -1,16 +1,14 @@
 """Dropout in the steps of stock and of our own recurrent layers, against loops written by hand."""
 
-from collections.abc import Callable
-from itertools import accumulate
 from typing import Any
 
 import cells_by_hand
 import numpy as np
 import pytest
 import torch
+from memory import peak_bytes
 from specimen import WIDTH, sequence
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from zoo_recurrent import FinalStates, StateIn, with_states
 
 from service import Predictor
@@ -206,13 +204,6 @@ def test_products_with_the_inputs_are_computed_once_where_no_noise_reaches_them(
         found = [node for node in split.trunk.graph.nodes if "project_inputs" in node.name]
         assert len(found) == expected
         assert [boundary.shared for boundary in split.boundaries if boundary.layout.is_tensor] == [True]
-
-
-def peak_bytes(run: Callable[[], object]) -> int:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run()
-    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 @pytest.mark.parametrize("scope", ["pass", "row"])
