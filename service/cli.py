@@ -108,7 +108,7 @@ def models(models: Models = None, device: Device = "cpu") -> None:
 
 @app.command()
 def variants(device: Device = "cpu") -> None:
-    """List every dropout variant: equation, what is sampled and shared, closed forms, reference."""
+    """List every dropout variant: equation, what is sampled and shared, closed forms, layers, reference."""
     from rich.console import Console
     from rich.table import Table
 
@@ -122,6 +122,7 @@ def variants(device: Device = "cpu") -> None:
             table.add_row(key, str(each[key]))
         table.add_row("parameters", parameters)
         table.add_row("sites", ", ".join(each["sites"]))
+        table.add_row("train with", ", ".join(each["layers"]) or "the layer that it stands in for")
         table.add_row("reference", each["reference"])
         console.print(table, "")
 

@@ -14,13 +14,12 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def variants() -> Iterator[str]:
-    yield "| variant | one pass | shared over | mean | variance | reference |"
-    yield "|---|---|---|---|---|---|"
+    yield "| variant | one pass | shared over | mean | variance | train with | reference |"
+    yield "|---|---|---|---|---|---|---|"
     for each in describe_variants():
-        yield (
-            f"| `{each['name']}` | {each['equation']} | {each['shared']} | {each['mean']} | {each['variance']} "
-            f"| {each['reference']} |"
-        )
+        cells = [each[key] for key in ("equation", "shared", "mean", "variance")]
+        cells += [", ".join(each["layers"]) or "-", each["reference"]]
+        yield f"| `{each['name']}` | {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def settings() -> Iterator[str]:

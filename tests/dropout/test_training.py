@@ -9,18 +9,29 @@ from torch import Tensor, nn
 from trainable import TRAINABLE, TRAINING_ROWS
 
 import service.dropout
+from service.catalogue import LAYERS, describe_variants
 
 EPOCHS = 15
+EXPORTED = [
+    each
+    for each in (getattr(service.dropout, name) for name in service.dropout.__all__)
+    if inspect.isclass(each) and issubclass(each, nn.Module)
+]
 DERIVED = [name for name, each in TRAINABLE.items() if not each.own_gradient]
 
 
 def test_every_layer_of_the_catalogue_is_trained_here() -> None:
-    exported = (getattr(service.dropout, name) for name in service.dropout.__all__)
-    layers = [each for each in exported if inspect.isclass(each) and issubclass(each, nn.Module)]
-    missing = [layer.__name__ for layer in layers if not {each.__name__ for each in layer.__mro__} & set(TRAINABLE)]
+    missing = [layer.__name__ for layer in EXPORTED if not {each.__name__ for each in layer.__mro__} & set(TRAINABLE)]
 
     assert missing == []
-    assert set(TRAINABLE) <= {layer.__name__ for layer in layers}
+    assert set(TRAINABLE) <= {layer.__name__ for layer in EXPORTED}
+
+
+def test_every_layer_is_told_where_variants_are_listed() -> None:
+    told = [layer for layers in LAYERS.values() for layer in layers]
+
+    assert set(EXPORTED) == {layer for layer in told if not layer.__module__.startswith("torch.")}
+    assert [each["name"] for each in describe_variants() if not each["layers"]] == ["fast"]
 
 
 @pytest.mark.parametrize("name", DERIVED)
