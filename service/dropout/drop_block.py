@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from service.dropout.noise import Shape, Stream
 from service.dropout.operator import register
-from service.dropout.variant import ActivationVariant, Kind
+from service.dropout.variant import HIDDEN, ActivationVariant, Kind
 from service.errors import InvalidPlan
 
 
@@ -36,7 +36,7 @@ class DropBlock(ActivationVariant):
     mean_form = "x"
     variance_form = "x² (1 - K) / K"
     reference = "Ghiasi et al. 2018, NeurIPS (arXiv 1810.12890)"
-    kinds = frozenset({Kind.ACTIVATION, Kind.HIDDEN})
+    kinds = HIDDEN | {Kind.ACTIVATION}
     on_images = True
 
     p: float = 0.1

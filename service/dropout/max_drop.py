@@ -26,6 +26,7 @@ class MaxDrop(ActivationVariant):
     variance_form = "p q x² at the maximum, 0 elsewhere"
     reference = "Park & Kwak 2016, ACCV"
     kinds = HIDDEN | {Kind.ACTIVATION}
+    on_images = True
     over_channels: ClassVar[bool] = False
 
     def fits(self, kind: Kind, shape: Shape) -> bool:

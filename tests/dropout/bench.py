@@ -52,8 +52,9 @@ def at_rate(variant: type[Variant], p: float) -> Variant:
 
 
 def given(variant: Variant | type[Variant]) -> Tensor:
-    """Return the activations that the bench gives a variant: images where it takes nothing else."""
-    return MAPS if variant.on_images else X
+    """Return the activations that the bench looks at: images where a variant acts on all of them, and nothing else."""
+    kind = variant if isinstance(variant, type) else type(variant)
+    return MAPS if kind.on_images and not issubclass(kind, MaxDrop) else X
 
 
 def stream(passes: int = PASSES, rows: range | None = None, *, seed: int = 0, first: int = 0) -> Stream:
