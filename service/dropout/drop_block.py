@@ -64,7 +64,8 @@ class DropBlock(ActivationVariant):
         """Return (m / K) ∘ x."""
         height, width = x.shape[-2:]
         block = self.block(height, width)
-        seeds = noise[..., : height - block + 1, : width - block + 1] < self.gamma(height, width)
+        inside = noise.narrow(-2, 0, height - block + 1).narrow(-1, 0, width - block + 1)
+        seeds = inside < self.gamma(height, width)
         opened = F.pad(seeds.to(x.dtype), (block - 1,) * 4)
         rows = F.max_pool2d(opened.flatten(0, -3), (block, 1), 1)
         dropped = F.max_pool2d(rows, (1, block), 1).reshape(*noise.shape[:-2], height, width)

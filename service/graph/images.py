@@ -13,7 +13,14 @@ from service.graph.sites import SITE
 _OF_IMAGES = frozenset(
     {
         *("conv2d", "conv_transpose2d", "max_pool2d", "max_pool2d_with_indices", "avg_pool2d", "adaptive_avg_pool2d"),
-        *("adaptive_max_pool2d", "batch_norm", "pixel_shuffle", "upsample_nearest2d", "upsample_bilinear2d"),
+        *(
+            "adaptive_max_pool2d",
+            "pool_site",
+            "batch_norm",
+            "pixel_shuffle",
+            "upsample_nearest2d",
+            "upsample_bilinear2d",
+        ),
     }
 )
 _REORDERING = frozenset(

@@ -281,6 +281,15 @@ def test_images_are_known_through_sums_and_activations_and_a_trained_rate_stays(
     assert {site.name: site.p for site in predictor.sites if site.is_trained} == {"drop": 0.2}
 
 
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(3)])
+def test_what_a_pooling_layer_makes_is_an_image(pool: nn.Module) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), pool, nn.Dropout2d(0.2), nn.Flatten(), nn.LazyLinear(2))
+    (x,) = image(2)
+    network(x)
+
+    assert (Predictor.capture(network, x).predict(x, variant="dropblock").variance > 0).all()
+
+
 def test_frames_folded_into_the_rows_are_refused() -> None:
     class Frames(nn.Module):
         def __init__(self, drop: nn.Module) -> None:
