@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from service import Predictor
 from service.dropout import Stream
+from service.errors import InvalidPlan
 from service.graph.capture import Captured
 from service.graph.compiled import Compiled, Draw
 from service.plan import Plan, make_plan
@@ -47,7 +48,19 @@ def indexed(x: Tensor, keys: Any) -> Tensor:
 def plans_of(predictor: Predictor) -> dict[str, Plan]:
     """Return the trained plan and that of every variant that fits somewhere."""
     variants = sorted({name for site in predictor.sites for name in predictor.fitting(site.name)})
-    return {name: make_plan(predictor.sites, name, None, None) for name in ("trained", *variants)}
+    plans = {name: make_plan(predictor.sites, name, None, None) for name in ("trained", *variants)}
+    return {name: plan for name, plan in plans.items() if serves(predictor, plan)}
+
+
+def serves(predictor: Predictor, plan: Plan) -> bool:
+    """Tell whether a plan can act at all its sites; what squares are dropped from must be images."""
+    try:
+        predictor._compile(plan)
+    except InvalidPlan as error:
+        if "takes images of" not in str(error):
+            raise
+        return False
+    return True
 
 
 def moved(captured: Captured, mode: FakeTensorMode, state_too: bool) -> Captured:
