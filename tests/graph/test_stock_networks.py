@@ -1,6 +1,7 @@
 """What a request alone can activate on stock torch networks, each against its paper's transcription put in by hand."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,15 @@ AS_TRANSCRIBED = {
     "cutout": {"size": 2.0},
 }
 """Parameters by variant, where the transcription has other ones than the variant's defaults."""
+ELSEWHERE = {
+    "tests/dropout/test_masksembles.py": {"masksembles"},
+    "tests/graph/test_pool_sites.py": {
+        *("max-pooling-dropout", "stochastic-pooling", "masked-max-pooling", "max-drop", "max-drop-channel")
+    },
+    "tests/graph/test_cells.py": {"variational-rnn", "rnn-drop", "recurrent-dropout", "zoneout"},
+    "tests/graph/test_sequences.py": {"locked", "weight-dropped"},
+}
+"""What other files hold against modules written by hand, on layers like those of these networks."""
 
 
 def cases() -> list[tuple[str, str, str]]:
@@ -87,11 +97,8 @@ def noisy(variant: str, x: Tensor) -> Tensor:
     if variant in papers.MAPS:
         return torch.from_numpy(papers.MAPS[variant](np.random.default_rng(7), PASSES, P, row)).float()
     flat = row.reshape(len(row), -1) if row.ndim > 1 else row
-    return (
-        torch.from_numpy(papers.ACTIVATIONS[variant](np.random.default_rng(7), PASSES, P, flat))
-        .float()
-        .reshape(PASSES, *row.shape)
-    )
+    passes = papers.ACTIVATIONS[variant](np.random.default_rng(7), PASSES, P, flat)
+    return torch.from_numpy(passes).float().reshape(PASSES, *row.shape)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -100,6 +107,21 @@ def test_a_request_alone_activates_enough_variants(family: str) -> None:
     print(f"\n{family}: {len(found)} variants by request: {', '.join(found)}")
 
     assert len(found) >= FAMILIES[family].least
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_variant_by_request_is_held_against_a_module_written_by_hand(family: str) -> None:
+    asked = {variant for fits in by_request(family).values() for variant in fits}
+    here = {variant for name, _, variant in cases() if name == family}
+
+    assert asked - here <= set().union(*ELSEWHERE.values())
+
+
+@pytest.mark.parametrize("path", ELSEWHERE)
+def test_what_is_held_elsewhere_is_named_there(path: str) -> None:
+    text = (Path(__file__).parents[2] / path).read_text()
+
+    assert [name for name in ELSEWHERE[path] if not (name in text or BY_NAME[name].__name__ in text)] == []
 
 
 def test_every_kind_of_untrained_site_stands_in_some_family() -> None:
