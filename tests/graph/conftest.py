@@ -1,16 +1,24 @@
+from collections.abc import Iterator
+
 import pytest
 from specimen import Specimen, captured
 from zoo import ZOO
 
 from service import Predictor
 
+PLANS_KEPT = 1000  # every plan of a specimen is compiled once for all the laws
 
-@pytest.fixture(params=ZOO, ids=repr)
+
+@pytest.fixture(params=ZOO, ids=repr, scope="module")
 def specimen(request: pytest.FixtureRequest) -> Specimen:
     found: Specimen = request.param
     return found
 
 
-@pytest.fixture
-def predictor(specimen: Specimen) -> Predictor:
-    return captured(specimen)
+@pytest.fixture(scope="module")
+def predictor(specimen: Specimen) -> Iterator[Predictor]:
+    found = captured(specimen)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.predictor._PLANS_KEPT", PLANS_KEPT)
+        yield found
+    found._compiled.clear()

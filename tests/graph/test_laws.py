@@ -1,6 +1,7 @@
 """The laws of the engine, over a zoo of tiny networks each named for its difficulty."""
 
 import copy
+import functools
 import re
 from collections.abc import Iterator
 
@@ -31,17 +32,18 @@ def means(prediction: object) -> list[Tensor]:
     return [quantities["mean"] for quantities in prediction.outputs.values()]  # type: ignore[attr-defined] # a Prediction
 
 
-def plans(predictor: Predictor) -> Iterator[dict[str, object]]:
-    """Yield the plan as trained, and every variant at both rates where it fits anything; one within cells."""
+def plans(predictor: Predictor, rates: tuple[float, ...] = RATES) -> Iterator[dict[str, object]]:
+    """Yield the plan as trained, and every variant at these rates where it fits anything; one within cells."""
     if any(site.is_trained for site in predictor.sites):
         yield {}
     fitting = {name for site in predictor.sites for name in predictor.fitting(site.name)}
     for name in NAMES:
         if name in fitting and serves(predictor, name):
-            rates = RATES[:1] if issubclass(BY_NAME[name], CellVariant) else RATES  # steps take long
-            yield from ({"variant": name, "p": p} for p in rates) if BY_NAME[name].rated else ({"variant": name},)
+            own = rates[:1] if issubclass(BY_NAME[name], CellVariant) else rates  # steps take long
+            yield from ({"variant": name, "p": p} for p in own) if BY_NAME[name].rated else ({"variant": name},)
 
 
+@functools.cache
 def serves(predictor: Predictor, variant: str) -> bool:
     """Tell whether a weight variant may act on every weight of a network; where it may not, it says so."""
     try:
@@ -76,7 +78,7 @@ def test_with_every_site_off_it_is_the_eval_network(specimen: Specimen, predicto
 def test_every_way_of_running_passes_is_the_whole_graph(specimen: Specimen, predictor: Predictor) -> None:
     """Trunk and suffix, folded, vmapped and looped, against the uncut graph run pass by pass, on 1 and 4 rows."""
     for plan in plans(predictor):
-        compiled = Compiled(predictor._captured, make_plan(predictor.sites, **plan))  # type: ignore[arg-type] # a plan
+        compiled = predictor._compile(make_plan(predictor.sites, **plan))  # type: ignore[arg-type] # a plan
         for rows in (4, 1) if not specimen.coupled else (4,):
             compare_modes(compiled, predictor._captured, specimen.inputs(rows))
 
@@ -86,7 +88,7 @@ def test_any_chunking_gives_the_same_answer(
 ) -> None:
     inputs = specimen.inputs(3)
     scopes = ("pass",) if specimen.coupled else ("pass", "row")
-    for plan in plans(predictor):
+    for plan in plans(predictor, RATES[:1]):
         for scope in scopes:
             whole = predictor.predict(inputs, passes=7, scope=scope, **plan)
             with monkeypatch.context() as patch:
@@ -106,7 +108,7 @@ def test_the_neighbours_change_nothing(specimen: Specimen, predictor: Predictor)
             predictor.predict(inputs, passes=2, scope="row")
         return
     assert not predictor.couples_rows
-    for plan in plans(predictor):
+    for plan in plans(predictor, RATES[:1]):
         for scope in ("pass", "row"):
             together = predictor.predict(inputs, passes=5, scope=scope, **plan)
             alone = predictor.predict(tuple(each[3:4] for each in inputs), passes=5, scope=scope, row_offset=3, **plan)
@@ -118,7 +120,7 @@ def test_the_same_question_has_the_same_answer_and_other_seeds_another(
     specimen: Specimen, predictor: Predictor
 ) -> None:
     inputs = specimen.inputs(2)
-    for plan in plans(predictor):
+    for plan in plans(predictor, RATES[:1]):
         first, again = (predictor.predict(inputs, passes=64, seed=9, **plan) for _ in range(2))
         every, others = (predictor.predict(inputs, passes=64, seed=s, quantities=["samples"], **plan) for s in (9, 10))
         fresh = predictor.predict(inputs, passes=64, seed=None, **plan)
