@@ -1,6 +1,7 @@
 """What a user would pick to get a mean and a variance from passes: loops written by hand, two libraries, and thinnet.
 
-The libraries are optional: `pip install --no-deps baal==2.1.0 torch-uncertainty==0.13.0 einops`. Of each only the module
+The libraries are optional:
+`pip install --no-deps baal==2.1.0 torch-uncertainty==0.13.0 einops`. Of each only the module
 that makes a network stochastic is imported, since their packages need a training framework, plots and image tools.
 """
 
