@@ -62,6 +62,10 @@ class Stream:
         key = philox_key(part, self.seed, self.site)
         return self._arranged(shape, lambda count: self._bits(key, count) if q == 0.5 else self._kept(key, q, count))
 
+    def packed_halves(self, shape: Shape, part: str = "") -> Tensor:
+        """Draw the bits of `keep(0.5, shape)` of a shape that does not grow, uint8 [S, R, bytes], low bits first."""
+        return torch.from_numpy(self._raw(philox_key(part, self.seed, self.site), prod(shape), 1))
+
     def uniform(self, shape: Shape, part: str = "") -> Tensor:
         """Draw U(0, 1) float64 numbers [S, R, *shape]; never 0 or 1."""
         key = philox_key(part, self.seed, self.site)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from service.dropout import Stream, Variant
 from service.errors import SelfCheckFailed
+from service.graph.bit_masks import PackedDropConnect
 from service.graph.capture import Captured
 from service.graph.footprint import Cost, Footprint, Peaks, metered
 from service.graph.layout import change_row, with_rows
@@ -57,11 +58,20 @@ class Compiled:
     def __init__(self, captured: Captured, plan: Mapping[str, Variant]) -> None:
         self._captured = captured
         self._rewritten: Rewritten = rewrite(captured, plan)
-        self._split: Split = split(self._rewritten)
+        self._fast, self._split = self._fastest(plan)
         self._modes: dict[bool, Mode] = {}
         self._footprints: dict[tuple[Any, ...], Footprint] = {}
         self.notes = self._rewritten.notes
         self.stochastic = self._split.stochastic
+
+    def _fastest(self, plan: Mapping[str, Variant]) -> tuple[Rewritten, Split]:
+        """Return the graph that passes run on, and its cut; the plain graph is what it is compared with."""
+        fast = rewrite(self._captured, plan, packed=True)
+        cut = split(fast)
+        is_plain = not any(isinstance(noise.variant, PackedDropConnect) for noise in fast.noises)
+        if is_plain or not can_fold(cut) or not all(noise.has_rows for noise in fast.noises):
+            return self._rewritten, split(self._rewritten)
+        return fast, cut
 
     def trunk(self, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
         """Run what no noise reaches, once."""
@@ -99,8 +109,9 @@ class Compiled:
         inputs = fresh_inputs(self._captured.example)
         rows = range(_CHECK_ROWS) if per_row else None
         draw = Draw(_CHECK_SEED, 0, _CHECK_PASSES, rows)
-        noises = self._draw([tuple(each.shape) for each in inputs], draw)
-        expected = self._whole(inputs, noises, per_row)
+        shapes = [tuple(each.shape) for each in inputs]
+        noises = self._draw(shapes, draw)
+        expected = self._whole(inputs, self._draw(shapes, draw, self._rewritten), per_row)
         values = self.trunk(inputs)[: len(self._split.boundaries)]
         reasons = []
         for mode in self._candidates(per_row):
@@ -116,7 +127,7 @@ class Compiled:
         raise SelfCheckFailed(f"no way of running several passes agrees with the whole graph ({'; '.join(reasons)})")
 
     def _candidates(self, per_row: bool) -> list[Mode]:
-        foldable = can_fold(self._split) and all(noise.has_rows for noise in self._rewritten.noises)
+        foldable = can_fold(self._split) and all(noise.has_rows for noise in self._fast.noises)
         others = [Mode.ROWS_VMAPPED, Mode.ROWS_LOOPED] if per_row else [Mode.VMAPPED, Mode.LOOPED]
         return [Mode.FOLDED, *others] if foldable else others
 
@@ -165,9 +176,9 @@ class Compiled:
         outputs, suffix = metered(self._split.suffix, *values[: len(self._split.boundaries)], rows, *own)
         return Peaks.of(trunk, suffix, own, outputs)
 
-    def _draw(self, shapes: Sequence[tuple[int, ...]], draw: Draw) -> list[Tensor]:
+    def _draw(self, shapes: Sequence[tuple[int, ...]], draw: Draw, of: Rewritten | None = None) -> list[Tensor]:
         device = self._captured.example[0].device
-        return draw_noises(self._rewritten.noises, self._captured.symbols, shapes, draw, device)
+        return draw_noises((of or self._fast).noises, self._captured.symbols, shapes, draw, device)
 
 
 def draw_noises(
