@@ -1,6 +1,6 @@
 """Linear products under exact DropConnect masks that stay packed, a bit or a byte each, until they are multiplied.
 
-It does not know plans, or which passes a mask is for. What it computes is what `MaskColumns` does, from the same bits:
+It does not know plans, or which passes a mask is for, and is for the CPU alone. What it computes is what `MaskColumns` does, from the same bits:
 [W b] is masked in a buffer that is used again and again, and 1 / q scales the product instead of the weights.
 """
 
@@ -95,8 +95,7 @@ def join_columns(weight: Tensor, *biases: Tensor) -> Tensor:
 
 def packed_form(site: WeightSite, variant: Variant) -> PackedDropConnect | None:
     """Return the variant with packed masks where every use of the weight is a product that can take them."""
-    parameter = value_of(site.parameter)
-    plain = type(variant) is DropConnect and parameter.dtype == torch.float32 and parameter.device.type == "cpu"
+    plain = type(variant) is DropConnect and value_of(site.parameter).dtype == torch.float32
     products = {use.node for use in site.uses}
     if not plain or any(user not in products for _, user in readers(site.parameter)):
         return None

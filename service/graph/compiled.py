@@ -66,7 +66,7 @@ class Compiled:
 
     def _fastest(self, plan: Mapping[str, Variant]) -> tuple[Rewritten, Split]:
         """Return the graph that passes run on, and its cut; the plain graph is what it is compared with."""
-        fast = rewrite(self._captured, plan, packed=True)
+        fast = rewrite(self._captured, plan, packed=self._captured.example[0].device.type == "cpu")
         cut = split(fast)
         is_plain = not any(isinstance(noise.variant, PackedDropConnect) for noise in fast.noises)
         if is_plain or not can_fold(cut) or not all(noise.has_rows for noise in fast.noises):

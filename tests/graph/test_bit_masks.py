@@ -1,4 +1,4 @@
-"""Packed weight masks: the bits and the answers of the plain path, in every scope and at every rate, where they serve."""
+"""Packed weight masks: the bits and answers of the plain path, in every scope and at every rate, where they serve."""
 
 import pytest
 import torch

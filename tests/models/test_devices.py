@@ -116,8 +116,9 @@ def test_a_constant_on_another_device_is_caught() -> None:
 def test_noise_that_stays_on_the_cpu_is_caught(
     predictor: Callable[[str], Predictor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = predictor("digits")
-    monkeypatch.setattr(Stream, "_tensor", lambda self, values: torch.from_numpy(values))
+    loaded, arranged = predictor("digits"), Stream._arranged
+    at_home = torch.device("cpu")
+    monkeypatch.setattr(Stream, "_arranged", lambda self, *given: arranged(replace(self, device=at_home), *given))
     with pytest.raises(RuntimeError, match=MIXED):
         run_on_cuda(loaded)
 

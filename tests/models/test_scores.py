@@ -37,6 +37,7 @@ SITES = {
         "logits.weight": ("dropconnect-sampled", 0.5),
     },
     "digits-rows": {
+        "input": (None, None),
         "logits.weight": (None, None),
         "rows.cell_0": ("variational-rnn", 0.2),
     },
