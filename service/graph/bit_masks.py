@@ -1,7 +1,8 @@
 """Linear products under exact DropConnect masks that stay packed, a bit or a byte each, until they are multiplied.
 
-It does not know plans, or which passes a mask is for, and is for the CPU alone. What it computes is what `MaskColumns` does, from the same bits:
-[W b] is masked in a buffer that is used again and again, and 1 / q scales the product instead of the weights.
+It does not know plans, or which passes a mask is for, and serves the CPU alone. What it computes is what `MaskColumns`
+does, from the same bits: [W b] is masked in a buffer that is used again and again, and 1 / q scales the product instead
+of the weights.
 """
 
 from dataclasses import dataclass
