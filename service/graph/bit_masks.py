@@ -65,6 +65,8 @@ class MaskedProduct:
 
     def _products(self, packed: Tensor, inputs: Tensor, parameters: Tensor) -> Tensor:
         """Return u [K, out, T] of K networks whose inputs are [K, in, T]."""
+        if inputs.shape[2] == 1:  # a product with one vector reads more than it multiplies: bfloat16 would only slow it
+            parameters, inputs = parameters.float(), inputs.float()
         together = max(1, min(len(packed), _BUFFER_ELEMENTS // parameters.numel()))
         found = parameters.new_empty(len(packed), len(parameters), inputs.shape[2])
         buffer = parameters.new_empty(together, *parameters.shape)

@@ -30,6 +30,7 @@ from service.graph.layout import LAYOUT, Layout
 from service.graph.nodes import node_operand, value_of
 from service.graph.noisy_weights import LookUp, MaskColumns, check_use, stand_in
 from service.graph.pools import Pooling
+from service.graph.precision import BFLOAT16, FLOAT32, NARROWED, Narrower
 from service.graph.program import STATE_NAME
 from service.graph.shapes import BatchAxis, Dims, row_dims
 from service.graph.sites import SITE, SITES, activation_site
@@ -113,13 +114,16 @@ class Apply:
         return y.movedim((0, 1), (axis + 1, axis)).flatten(axis, axis + 1)
 
 
-def rewrite(captured: Captured, plan: Mapping[str, Variant], packed: bool = False) -> Rewritten:
+def rewrite(
+    captured: Captured, plan: Mapping[str, Variant], packed: bool = False, precision: str = FLOAT32
+) -> Rewritten:
     """Return the graph of a plan.
 
     Args:
         captured: The network, its layouts noted.
         plan: The variant of each active site, by name; sites left out are off.
         packed: Whether masks of weights stay packed until they are multiplied, where they can.
+        precision: What products run in.
 
     Raises:
         InvalidPlan: Rows cannot be told apart at an active site.
@@ -129,6 +133,7 @@ def rewrite(captured: Captured, plan: Mapping[str, Variant], packed: bool = Fals
     copies: dict[fx.Node, fx.Node] = {node: graph.node_copy(node) for node in captured.program.placeholders()}
     rows = graph.placeholder(ROWS)
     writer = _Writer(graph, rows, copies, packed)
+    writer.narrower = Narrower(graph) if precision == BFLOAT16 else None
     weights = [site for site in captured.weights if site.site.name in plan]
     writer.declare(captured, plan, weights)
     for node in old.graph.nodes:
@@ -141,6 +146,7 @@ def rewrite(captured: Captured, plan: Mapping[str, Variant], packed: bool = Fals
 class _Writer:
     def __init__(self, graph: fx.Graph, rows: fx.Node, copies: dict[fx.Node, fx.Node], packed: bool) -> None:
         self.graph, self.rows, self.copies, self.packed = graph, rows, copies, packed
+        self.narrower: Narrower | None = None
         self.noises: list[NoiseInput] = []
         self.notes: list[str] = []
         self.variants: dict[fx.Node, tuple[Variant, fx.Node]] = {}  # activation site → its variant and noise
@@ -234,6 +240,8 @@ class _Writer:
             look_up, noise = self.lookups[node]
             table, indices = (self._operand(node_operand(node, index), node) for index in range(2))
             self.copies[node] = self.graph.call_function(look_up, (table, indices, noise))
+        elif self.narrower is not None and node.target in NARROWED:
+            self.copies[node] = self.narrower.product(node, lambda old: self._operand(old, node))
         elif node.op == "output":
             self.graph.output(fx.map_arg(node.args[0], lambda old: self.copies[old]))
         else:
@@ -265,8 +273,11 @@ class _Writer:
     def _packed_product(self, node: fx.Node) -> fx.Node:
         acting, site, noise = self.packed_products[node]
         parameters = tuple(self.copies[each] for each in (site.parameter, *biases_of(site)))
-        joined = self.graph.call_function(join_columns, parameters)
-        return self.graph.call_function(acting, (self.rows, noise, self.copies[node_operand(node)], joined))
+        x, joined = self.copies[node_operand(node)], self.graph.call_function(join_columns, parameters)
+        if self.narrower is None:
+            return self.graph.call_function(acting, (self.rows, noise, x, joined))
+        narrowed = (self.narrower.operand(x), self.narrower.operand(joined))
+        return self.narrower.widened(self.graph.call_function(acting, (self.rows, noise, *narrowed)))
 
     def _operand(self, old: fx.Node, user: fx.Node) -> fx.Node:
         if (old, user) not in self.masks:
