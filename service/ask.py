@@ -7,6 +7,7 @@ from typing import Literal
 
 from service.datasheet import MAX_PASSES, MIN_PASSES
 from service.errors import BadRequest
+from service.graph.precision import FLOAT32, PRECISIONS
 from service.quantities import check
 from service.signature import Output
 
@@ -25,6 +26,7 @@ class Ask:
         seed: The noise's seed.
         scope: `pass`: one pass is one network for all rows; `row`: every row has networks of its own.
         row_offset: Index of the first row in a larger table, for row scope.
+        precision: What products run in, `float32` or `bfloat16`.
 
     Raises:
         BadRequest: One of them is out of range.
@@ -34,6 +36,7 @@ class Ask:
     seed: int
     scope: str = "pass"
     row_offset: int = 0
+    precision: str = FLOAT32
 
     def __post_init__(self) -> None:
         if not _is_whole(self.passes, MIN_PASSES, MAX_PASSES):
@@ -44,6 +47,11 @@ class Ask:
             raise BadRequest(f"scope = {self.scope!r} is neither 'pass' nor 'row'")
         if not _is_whole(self.row_offset, 0, _MAX_OFFSET):
             raise BadRequest(f"row_offset = {self.row_offset!r} is not a whole number from 0 to 2**62 - 1")
+
+        if self.precision not in PRECISIONS:
+            raise BadRequest(
+                f"precision = {self.precision!r} is not served; the precisions are {', '.join(PRECISIONS)}"
+            )
 
     @property
     def per_row(self) -> bool:

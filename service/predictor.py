@@ -24,6 +24,7 @@ from service.graph.candidates import drop_entangled
 from service.graph.capture import Captured, Example, capture, from_program
 from service.graph.compiled import Compiled, couples_rows
 from service.graph.layout import note_layouts
+from service.graph.precision import FLOAT32
 from service.graph.program import plain_outputs
 from service.graph.signature import described_inputs, described_outputs
 from service.graph.sites import Site
@@ -63,14 +64,12 @@ class Predictor:
         variant: str = "trained",
     ) -> None:
         note_layouts(captured.program.graph, captured.example)
-        self._captured = captured
+        self._captured, self._lock = captured, Lock()
         self._compiled: OrderedDict[tuple[Any, ...], Compiled] = OrderedDict()
-        self._lock = Lock()
         self.inputs = described_inputs(captured, inputs)
         self.outputs = described_outputs(captured, outputs)
         drop_entangled(captured.program.graph.graph)
-        self.sites = _listed(captured)
-        self.lost = captured.lost
+        self.sites, self.lost = _listed(captured), captured.lost
         self.seed, self.variant = seed, variant
         self._own_passes = passes
         self.couples_rows = couples_rows(captured)
@@ -131,6 +130,7 @@ class Predictor:
         row_offset: int = 0,
         quantities: Sequence[str] | None = None,
         memory_bytes: int = MEMORY_BYTES,
+        precision: str = FLOAT32,
     ) -> Prediction:
         """Return the mean and variance of N stochastic passes, and the quantities of each output's task.
 
@@ -145,6 +145,7 @@ class Predictor:
             row_offset: Index of the first row in a larger table, for row scope.
             quantities: What to compute besides the task's defaults.
             memory_bytes: A ceiling on what is held at once besides the inputs and the answer.
+            precision: What products run in: `float32`, or `bfloat16`, which is faster and coarser.
 
         Raises:
             InvalidInput: The inputs do not fit.
@@ -153,14 +154,14 @@ class Predictor:
             TooLarge: Samples or quantiles would not fit into memory.
         """
         plan = make_plan(self.sites, variant or self.variant, p, sites)
-        ask = Ask(_passes(plan, passes, self._own_passes), choose_seed(seed, self.seed), scope, row_offset)
+        ask = Ask(_passes(plan, passes, self._own_passes), choose_seed(seed, self.seed), scope, row_offset, precision)
         if ask.per_row and self.couples_rows:
             raise BadRequest(
                 "scope 'row' gives rows networks of their own, but this network couples its rows; use 'pass'"
             )
         wanted = quantities_of(self.outputs, quantities)
         tensors = read_rows(self.inputs, inputs, self.device)
-        compiled = self._compile(plan)
+        compiled = self._compile(plan, precision)
         run = Run(self._captured, compiled, self.outputs, wanted, ask, memory_bytes, self.couples_rows)
         answers = run.answers(tensors)
         noise = {output.name: "known" if known_noise(output) else "unknown" for output in self.outputs}
@@ -243,11 +244,12 @@ class Predictor:
         """Return how the passes of a plan run together: folded, vmapped or looped."""
         return self._compile(make_plan(self.sites, **{"variant": self.variant, **plan})).mode(scope == "row")
 
-    def _compile(self, plan: Plan) -> Compiled:
-        key = tuple(sorted((name, variant.name, *variant.parameters().items()) for name, variant in plan.items()))
+    def _compile(self, plan: Plan, precision: str = FLOAT32) -> Compiled:
+        acting = ((name, variant.name, *variant.parameters().items()) for name, variant in plan.items())
+        key = (precision, *sorted(acting))
         with self._lock:
             if key not in self._compiled:
-                compiled = Compiled(self._captured, plan)
+                compiled = Compiled(self._captured, plan, precision)
                 if not any(compiled.stochastic):
                     raise NoActiveSite(f"the sites {', '.join(plan)} do not reach any output; activate others")
                 self._compiled[key] = compiled

@@ -39,6 +39,7 @@ class PredictRequest(BaseModel):
         seed: The noise's seed; null asks for a fresh one; the model's own where left out.
         scope: `pass`: one pass is one network for all rows; `row`: every row has networks of its own.
         row_offset: Index of the first row in a larger table, for scope `row`.
+        precision: What products run in: `float32`, or `bfloat16`, which is faster and coarser.
         quantities: What to answer besides the task's defaults; `<output>.<quantity>` where there are several outputs.
     """
 
@@ -54,6 +55,7 @@ class PredictRequest(BaseModel):
     seed: Annotated[StrictInt | None, Field(description="null asks for a fresh one")] = None
     scope: Literal["pass", "row"] = "pass"
     row_offset: Annotated[StrictInt, Field(ge=0)] = 0
+    precision: Annotated[str, Field(description="what products run in: 'float32' or 'bfloat16'")] = "float32"
     quantities: list[str] = []
 
     def arguments(self) -> dict[str, Any]:
@@ -61,7 +63,8 @@ class PredictRequest(BaseModel):
         sites = {name: _plain(override) for name, override in (self.sites or {}).items()}
         seed = {"seed": self.seed} if "seed" in self.model_fields_set else {}
         own = {"passes": self.passes, "variant": self.variant, "p": self.p, "sites": sites, "scope": self.scope}
-        return own | {"row_offset": self.row_offset, "quantities": self.quantities} | seed
+        how = {"row_offset": self.row_offset, "precision": self.precision, "quantities": self.quantities}
+        return own | how | seed
 
 
 def _plain(override: SiteOverride | float | str | None) -> Any:

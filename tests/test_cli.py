@@ -74,6 +74,14 @@ def test_predict_reads_json_csv_and_numpy_alike(capsys: pytest.CaptureFixture[st
     assert len(answers[0]["mean"]) == len(rows)
 
 
+def test_predict_takes_a_precision(capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(run(capsys, "predict", DIABETES, DIABETES / "example.csv", "--precision", "bfloat16"))
+    assert any("bfloat16" in note for note in found["notes"])
+    assert "'half' is not served" in refused(
+        capsys, "predict", DIABETES, DIABETES / "example.csv", "--precision", "half"
+    )
+
+
 def test_predict_answers_an_example_request_as_the_server_does(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(run(capsys, "predict", ROOT / "models" / "digits", ROOT / "models" / "digits" / "example.json"))
     assert {"mean", "variance", "label", "probability", "mutual_information"} <= set(found)
@@ -145,9 +153,10 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def test_score_gives_the_same_numbers_here_and_at_a_server(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     source, here, there = DIABETES / "example.csv", tmp_path / "here.csv", tmp_path / "there.csv"
-    assert "rows in" in run(capsys, "score", source, "--output", here, "--model", DIABETES)
+    narrow = ("--precision", "bfloat16")
+    assert "rows in" in run(capsys, "score", source, "--output", here, "--model", DIABETES, *narrow)
     with server(str(ROOT / "models")) as address:
-        run(capsys, "score", source, "--output", there, "--model", "diabetes", "--url", address)
+        run(capsys, "score", source, "--output", there, "--model", "diabetes", "--url", address, *narrow)
     mine, theirs = read(here), read(there)
     assert list(mine[0])[:3] == ["row", "mean", "variance"]
     assert [list(row) for row in mine] == [list(row) for row in theirs]

@@ -312,7 +312,8 @@ HEAVY = {
     ),
     "suffix": Heavy(nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 4096), nn.ReLU()), torch.randn(64, 4), {}),
     "outputs": Heavy(nn.Sequential(nn.Linear(4, 4096), nn.Dropout(0.5)), torch.randn(64, 4), {}),
-    "masks": Heavy(nn.Linear(256, 256), torch.randn(64, 256), {"variant": "dropconnect", "scope": "row"}),
+    "masks": Heavy(nn.Linear(256, 256), torch.randn(64, 256), {"variant": "targeted-weights", "scope": "row"}),
+    "packed masks": Heavy(nn.Linear(256, 256), torch.randn(512, 256), {"variant": "dropconnect", "scope": "row"}),
 }
 
 

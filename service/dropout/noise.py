@@ -3,16 +3,19 @@
 It does not know what the numbers are for: variants draw from a stream, the engine says which passes and rows.
 
 Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") runs in counter mode. Its key is
-BLAKE2b-128 of (domain, seed, site); its 256-bit counter is (pass · stride + block, 0, row + 1 or 0 in pass scope, 0),
-blocks counted from 1. A block is eight 32-bit words and each number takes one word, so that every pass starts at a
-block of its own and passes can be drawn in any order and grouping.
+BLAKE2b-128 of (domain, seed, site). Its 256-bit counter is (pass · stride + block, 128 bits; 0; lane) in pass scope and
+(row · stride + block, 128 bits; pass + 1; lane) in row scope, blocks counted from 1. A block is 256 bits.
+
+A uniform or normal number takes 32 bits. A truth value takes one where its rate is a half, else eight: the byte is
+compared with the rate's first eight bits, and the one in 256 that ties is settled by 32 more from lane 1. Every pass,
+and every row in row scope, starts at a block of its own, so that they can be drawn in any order and grouping.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
-from math import prod
+from math import prod, sqrt
 
 import numpy as np
 import torch
@@ -20,11 +23,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _DOMAIN = "thinnet/1/"
-_WORDS_PER_BLOCK = 8
-_OPEN_ENDED_STRIDE = 1 << 40  # blocks kept for one pass of a site that can grow
+_BLOCK_BITS, _WORD_BITS, _BYTE_BITS = 256, 32, 8
+_OPEN_ENDED_STRIDE = 1 << 40  # blocks kept for one pass or row of a site that can grow
 _TWO_32 = float(1 << 32)
+_MASK = (1 << 64) - 1
+_VALUES, _TIES = 0, 1  # lanes of the counter
 
+Words = NDArray[np.uint32]
+Bits = NDArray[np.bool_]
 Shape = tuple[int, ...]
+Key = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -50,62 +58,107 @@ class Stream:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def keep(self, q: float, shape: Shape, part: str = "") -> Tensor:
-        """Draw Bernoulli(q) truth values [S, R, *shape]."""
-        return self._tensor(self._words(shape, part) < round(q * _TWO_32))
+        """Draw Bernoulli(q) truth values [S, R, *shape]; q is exact in steps of 2⁻⁴⁰."""
+        key = philox_key(part, self.seed, self.site)
+        return self._arranged(shape, lambda count: self._bits(key, count) if q == 0.5 else self._kept(key, q, count))
+
+    def packed_halves(self, shape: Shape, part: str = "") -> Tensor:
+        """Draw the bits of `keep(0.5, shape)` of a shape that does not grow, uint8 [S, R, bytes], low bits first."""
+        return torch.from_numpy(self._raw(philox_key(part, self.seed, self.site), prod(shape), 1))
 
     def uniform(self, shape: Shape, part: str = "") -> Tensor:
         """Draw U(0, 1) float64 numbers [S, R, *shape]; never 0 or 1."""
-        return self._tensor((self._words(shape, part) + 0.5) / _TWO_32)
+        key = philox_key(part, self.seed, self.site)
+        return self._arranged(shape, lambda count: (self._words(key, count) + 0.5) / _TWO_32)
 
     def normal(self, shape: Shape, part: str = "") -> Tensor:
         """Draw N(0, 1) float64 numbers [S, R, *shape] by the inverse of the normal distribution function."""
-        normal: Tensor = torch.special.ndtri(self.uniform(shape, part))
-        return normal
+        return (2 * self.uniform(shape, part) - 1).erfinv_().mul_(sqrt(2))
 
-    def _tensor(self, values: NDArray[np.generic]) -> Tensor:
+    def _arranged(self, shape: Shape, draw: Callable[[int], NDArray[np.generic]]) -> Tensor:
+        """Draw as many numbers as the shape needs, [S, R, count], and put each where it belongs."""
+        growing = tuple(sorted(self.growing))  # also at length 1, which is a longer length's first position
+        if not growing:
+            values = draw(prod(shape)).reshape(self.passes, -1, *shape)
+        else:
+            index = _growth_index(shape, growing)
+            values = draw(int(index.max()) + 1)[..., index]
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
 
-    def _words(self, shape: Shape, part: str) -> NDArray[np.uint32]:
-        growing = tuple(sorted(self.growing))  # also at length 1, which is a longer length's first position
-        key = philox_key(part, self.seed, self.site)
-        if not growing:
-            return self._flat_words(key, prod(shape)).reshape(self.passes, -1, *shape)
-        index = _growth_index(shape, growing)
-        words = self._open_ended_words(key, int(index.max()) + 1)
-        return words[..., index]
+    def _bits(self, key: Key, count: int) -> Bits:
+        return np.unpackbits(self._raw(key, count, 1), axis=-1, count=count, bitorder="little").view(np.bool_)
 
-    def _flat_words(self, key: tuple[int, int], count: int) -> NDArray[np.uint32]:
-        stride = -(-count // _WORDS_PER_BLOCK)
-        rows = [_run(key, self.first_pass * stride, row, self.passes * stride) for row in self._counter_rows()]
-        return np.stack([row.reshape(self.passes, -1)[:, :count] for row in rows], axis=1)
+    def _kept(self, key: Key, q: float, count: int) -> Bits:
+        first, rest = divmod(round(q * (1 << 40)), 1 << 32)
+        values = self._raw(key, count, _BYTE_BITS)[..., :count]
+        kept = values < first if first < 256 else np.ones(values.shape, np.bool_)
+        if rest:
+            self._settle(key, kept, values == first, rest)
+        return kept
 
-    def _open_ended_words(self, key: tuple[int, int], count: int) -> NDArray[np.uint32]:
-        blocks = -(-count // _WORDS_PER_BLOCK)
+    def _settle(self, key: Key, kept: Bits, ties: Bits, rest: int) -> None:
+        """Settle ties in place: the k-th of a pass and row by the k-th word of its lane 1."""
+        count = ties.shape[-1]
+        flat = np.flatnonzero(ties)
+        owner = flat // count
+        rank = np.arange(len(flat)) - np.searchsorted(owner, owner)
+        most = 8 + count // _WORD_BITS  # ties are one in 256; so many more do not occur
+        words = self._raw(key, most, _WORD_BITS, _TIES).view(np.uint32).reshape(-1, self._padded(most, _WORD_BITS))
+        kept.reshape(-1)[flat] = words[owner, np.minimum(rank, most - 1)] < rest
+
+    def _words(self, key: Key, count: int) -> Words:
+        return self._raw(key, count, _WORD_BITS).view(np.uint32)[..., :count]
+
+    def _raw(self, key: Key, count: int, width: int, lane: int = _VALUES) -> NDArray[np.uint8]:
+        """Return the bytes of at least `count` numbers of `width` bits [S, R, bytes]."""
+        blocks = self._padded(count, width) * width // _BLOCK_BITS
+        philox = _Philox(key, lane)
+        runs = [philox.run(*each) for each in self._runs(blocks)]
+        rows = 1 if self.rows is None else len(self.rows)
+        return (runs[0] if len(runs) == 1 else np.concatenate(runs)).reshape(self.passes, rows, -1)
+
+    def _runs(self, blocks: int) -> Iterator[tuple[int, int, int]]:
+        """Yield the counter's first three words and a length for each run of neighbouring blocks, in order."""
+        stride = _OPEN_ENDED_STRIDE if self.growing else blocks
         passes = range(self.first_pass, self.first_pass + self.passes)
-        return np.stack(
-            [
-                np.stack([_run(key, index * _OPEN_ENDED_STRIDE, row, blocks) for row in self._counter_rows()])
-                for index in passes
-            ]
-        )
+        if self.rows is None:
+            yield from (
+                [(each * stride, 0, blocks) for each in passes]
+                if self.growing
+                else [(self.first_pass * stride, 0, self.passes * blocks)]
+            )
+        elif isinstance(self.rows, range) and self.rows.step == 1 and not self.growing:
+            yield from ((self.rows.start * stride, each + 1, len(self.rows) * blocks) for each in passes)
+        else:
+            yield from ((row * stride, each + 1, blocks) for each in passes for row in self.rows)
 
-    def _counter_rows(self) -> list[int]:
-        return [0] if self.rows is None else [row + 1 for row in self.rows]
+    @staticmethod
+    def _padded(count: int, width: int) -> int:
+        """Return how many numbers of a width fill whole blocks."""
+        each = _BLOCK_BITS // width
+        return -(-count // each) * each
 
 
-def philox_key(part: str, seed: int, site: str) -> tuple[int, int]:
+def philox_key(part: str, seed: int, site: str) -> Key:
     """Return the two 64-bit words that key a site's numbers."""
     message = "\0".join((_DOMAIN + part, str(seed), site)).encode()
     digest = blake2b(message, digest_size=16).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
 
-def _run(key: tuple[int, int], block: int, row: int, blocks: int) -> NDArray[np.uint32]:
-    generator = np.random.Philox(
-        counter=np.array([block, 0, row, 0], dtype=np.uint64), key=np.array(key, dtype=np.uint64)
-    )
-    raw = generator.random_raw(blocks * _WORDS_PER_BLOCK // 2)
-    return np.asarray(raw, dtype="<u8").view("<u4")
+class _Philox:
+    """One key's generator, put at one counter after the other."""
+
+    def __init__(self, key: Key, lane: int) -> None:
+        self.lane = lane
+        self.generator = np.random.Philox(key=np.array(key, dtype=np.uint64))
+        self.state = self.generator.state
+
+    def run(self, first: int, network: int, blocks: int) -> NDArray[np.uint8]:
+        """Return the bytes of the blocks after counter (first, 128 bits; network; lane)."""
+        self.state["state"]["counter"][:] = (first & _MASK, first >> 64, network, self.lane)
+        self.generator.state = self.state
+        return np.asarray(self.generator.random_raw(blocks * _BLOCK_BITS // 64), dtype="<u8").view(np.uint8)
 
 
 @lru_cache(maxsize=64)

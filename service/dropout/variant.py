@@ -293,7 +293,7 @@ class CellVariant(Variant):
 
 def scaled_keep(stream: Stream, q: float, shape: Shape) -> Tensor:
     """Draw m / q with m ~ Bernoulli(q), as float32 [S, R, *shape]."""
-    return stream.keep(q, shape).to(torch.float32).mul_(1 / q)
+    return stream.keep(q, shape).view(torch.uint8).to(torch.float32).mul_(1 / q)  # from bool it takes ten times as long
 
 
 def shared_after_first(shape: Shape) -> Shape:

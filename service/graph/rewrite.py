@@ -22,6 +22,7 @@ from service.dropout.variant import (
     SampledProduct,
 )
 from service.errors import InvalidPlan
+from service.graph.bit_masks import MaskedProduct, biases_of, join_columns, packed_form
 from service.graph.capture import Captured
 from service.graph.cells import CellSite, write_cell
 from service.graph.images import check_image
@@ -29,6 +30,7 @@ from service.graph.layout import LAYOUT, Layout
 from service.graph.nodes import node_operand, value_of
 from service.graph.noisy_weights import LookUp, MaskColumns, check_use, stand_in
 from service.graph.pools import Pooling
+from service.graph.precision import BFLOAT16, FLOAT32, NARROWED, Narrower
 from service.graph.program import STATE_NAME
 from service.graph.shapes import BatchAxis, Dims, row_dims
 from service.graph.sites import SITE, SITES, activation_site
@@ -112,12 +114,16 @@ class Apply:
         return y.movedim((0, 1), (axis + 1, axis)).flatten(axis, axis + 1)
 
 
-def rewrite(captured: Captured, plan: Mapping[str, Variant]) -> Rewritten:
+def rewrite(
+    captured: Captured, plan: Mapping[str, Variant], packed: bool = False, precision: str = FLOAT32
+) -> Rewritten:
     """Return the graph of a plan.
 
     Args:
         captured: The network, its layouts noted.
         plan: The variant of each active site, by name; sites left out are off.
+        packed: Whether masks of weights stay packed until they are multiplied, where they can.
+        precision: What products run in.
 
     Raises:
         InvalidPlan: Rows cannot be told apart at an active site.
@@ -126,7 +132,8 @@ def rewrite(captured: Captured, plan: Mapping[str, Variant]) -> Rewritten:
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {node: graph.node_copy(node) for node in captured.program.placeholders()}
     rows = graph.placeholder(ROWS)
-    writer = _Writer(graph, rows, copies)
+    writer = _Writer(graph, rows, copies, packed)
+    writer.narrower = Narrower(graph) if precision == BFLOAT16 else None
     weights = [site for site in captured.weights if site.site.name in plan]
     writer.declare(captured, plan, weights)
     for node in old.graph.nodes:
@@ -137,12 +144,14 @@ def rewrite(captured: Captured, plan: Mapping[str, Variant]) -> Rewritten:
 
 
 class _Writer:
-    def __init__(self, graph: fx.Graph, rows: fx.Node, copies: dict[fx.Node, fx.Node]) -> None:
-        self.graph, self.rows, self.copies = graph, rows, copies
+    def __init__(self, graph: fx.Graph, rows: fx.Node, copies: dict[fx.Node, fx.Node], packed: bool) -> None:
+        self.graph, self.rows, self.copies, self.packed = graph, rows, copies, packed
+        self.narrower: Narrower | None = None
         self.noises: list[NoiseInput] = []
         self.notes: list[str] = []
         self.variants: dict[fx.Node, tuple[Variant, fx.Node]] = {}  # activation site → its variant and noise
         self.products: dict[fx.Node, tuple[SampledProduct, fx.Node]] = {}  # linear → its variant and noise
+        self.packed_products: dict[fx.Node, tuple[MaskedProduct, WeightSite, fx.Node]] = {}  # linear → how it is masked
         self.lookups: dict[fx.Node, tuple[LookUp, fx.Node]] = {}  # embedding → its variant and noise
         self.masks: dict[tuple[fx.Node, fx.Node], tuple[MaskColumns, fx.Node]] = {}  # (parameter, use) → its mask
         self.cells: dict[fx.Node, tuple[CellSite, CellVariant, fx.Node]] = {}  # layer → its site, variant and noise
@@ -183,6 +192,13 @@ class _Writer:
         if isinstance(variant, SampledProduct) and not site.rows_and_features:
             self.notes.append(f"{site.site.name}: exact masks stand in, its input has axes besides rows and features")
             variant = stand_in(variant) or variant
+        if self.packed and (masks := packed_form(site, variant)):
+            noise = self._noise(site.site.name, masks, tuple(map(sympy.Integer, site.site.shape)), True)
+            biased = biases_of(site)
+            for use in site.uses:
+                acting = MaskedProduct(masks, None if use.bias is None else biased[use.bias])
+                self.packed_products[use.node] = (acting, site, noise)
+            return
         columns_in = prod(value_of(site.parameter).shape[1:])
         columns = site.site.shape[1] if not isinstance(variant, MaskedWeight) or variant.masks_bias else columns_in
         dims: Dims = (sympy.Integer(site.site.shape[0]), sympy.Integer(columns))
@@ -214,6 +230,8 @@ class _Writer:
             self.copies[node] = self._activation(node)
         elif node in self.products:
             self.copies[node] = self._product(node)
+        elif node in self.packed_products:
+            self.copies[node] = self._packed_product(node)
         elif node in self.cells:
             cell, variant, noise = self.cells[node]
             operands = fx.map_arg(node.args, lambda old: self._operand(old, node))
@@ -222,6 +240,8 @@ class _Writer:
             look_up, noise = self.lookups[node]
             table, indices = (self._operand(node_operand(node, index), node) for index in range(2))
             self.copies[node] = self.graph.call_function(look_up, (table, indices, noise))
+        elif self.narrower is not None and node.target in NARROWED:
+            self.copies[node] = self.narrower.product(node, lambda old: self._operand(old, node))
         elif node.op == "output":
             self.graph.output(fx.map_arg(node.args[0], lambda old: self.copies[old]))
         else:
@@ -249,6 +269,15 @@ class _Writer:
         for part in parts:
             part.meta[LAYOUT] = Layout(BatchAxis(0))
         return self.graph.call_function(Apply(variant, BatchAxis(0)), (self.rows, noise, *parts))
+
+    def _packed_product(self, node: fx.Node) -> fx.Node:
+        acting, site, noise = self.packed_products[node]
+        parameters = tuple(self.copies[each] for each in (site.parameter, *biases_of(site)))
+        x, joined = self.copies[node_operand(node)], self.graph.call_function(join_columns, parameters)
+        if self.narrower is None:
+            return self.graph.call_function(acting, (self.rows, noise, x, joined))
+        narrowed = (self.narrower.operand(x), self.narrower.operand(joined))
+        return self.narrower.widened(self.graph.call_function(acting, (self.rows, noise, *narrowed)))
 
     def _operand(self, old: fx.Node, user: fx.Node) -> fx.Node:
         if (old, user) not in self.masks:

@@ -28,6 +28,7 @@ def score_locally(
     sites: Mapping[str, "Override"] | None = None,
     seed: Seed = "default",
     scope: str = "pass",
+    precision: str = "float32",
     quantities: Sequence[str] | None = None,
 ) -> Summary:
     """Score a CSV file; each row's answer is what one `predict` call with all rows would give.
@@ -44,6 +45,7 @@ def score_locally(
         sites: Overrides by site.
         seed: The noise's seed, one for the whole file; None draws a fresh one.
         scope: `pass` or `row`.
+        precision: What products run in.
         quantities: What to compute besides the task's defaults.
 
     Raises:
@@ -51,6 +53,7 @@ def score_locally(
         BadRequest: What is asked for does not fit the model.
     """
     asked = {"passes": passes, "variant": variant, "p": p, "sites": sites, "scope": scope, "quantities": quantities}
+    asked["precision"] = precision
     asked["seed"] = secrets.randbits(53) if seed is None else seed
     block_rows = sys.maxsize if predictor.couples_rows else BLOCK_ROWS
     return score_table(source, target, _scorer(predictor, asked), predictor.inputs, predictor.outputs, block_rows)

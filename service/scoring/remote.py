@@ -41,6 +41,7 @@ def score_remotely(
     sites: Mapping[str, Any] | None = None,
     seed: Seed = "default",
     scope: str = "pass",
+    precision: str = "float32",
     quantities: Sequence[str] | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Summary:
@@ -58,6 +59,7 @@ def score_remotely(
         sites: Overrides by site.
         seed: The noise's seed, one for the whole file; None draws a fresh one.
         scope: `pass` or `row`.
+        precision: What products run in.
         quantities: What to compute besides the task's defaults.
         timeout_s: How long a block may take.
 
@@ -71,6 +73,7 @@ def score_remotely(
     told = server.describe(name, version)
     asked = {"passes": passes, "variant": variant, "p": p, "sites": sites, "quantities": quantities}
     body = {key: value for key, value in asked.items() if value is not None} | {"model": name, "scope": scope}
+    body["precision"] = precision
     body["version"] = version if version is not None else told.version
     if seed != "default":
         body["seed"] = secrets.randbits(53) if seed is None else seed

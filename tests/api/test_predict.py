@@ -41,6 +41,15 @@ def test_the_answer_is_the_predictors(client: TestClient, folder: Path) -> None:
     assert found["noise"] == "unknown"
 
 
+def test_products_in_bfloat16_are_asked_for_and_told(client: TestClient, folder: Path) -> None:
+    expected = Predictor.load(folder / "line").predict(torch.tensor(ROWS), passes=50, seed=4, precision="bfloat16")
+    found = ask(client, passes=50, seed=4, precision="bfloat16")
+
+    torch.testing.assert_close(torch.tensor(found["mean"]), expected.mean)
+    assert found["mean"] != ask(client, passes=50, seed=4)["mean"]
+    assert any("bfloat16" in note for note in found["notes"])
+
+
 def test_one_row_among_others_is_the_row_alone(client: TestClient) -> None:
     together, alone = ask(client), ask(client, inputs=ROWS[1:])
     assert alone["variance"][0] == pytest.approx(together["variance"][1], rel=1e-5)
@@ -101,6 +110,7 @@ def test_a_plan_that_leaves_nothing_random_is_refused_with_what_could_be(client:
         ({"seed": "a"}, "field 'seed'"),
         ({"scope": "batch"}, "field 'scope'"),
         ({"row_offset": -1}, "field 'row_offset'"),
+        ({"precision": "float16"}, "precision = 'float16' is not served; the precisions are float32, bfloat16"),
         ({"quantities": ["entropy"]}, "has no quantity 'entropy'; it has mean"),
         ({"quantities": ["quantile_1.5"]}, "has no quantity 'quantile_1.5'"),
         ({"pases": 10}, "field 'pases' is not known; the fields are model"),

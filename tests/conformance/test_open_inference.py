@@ -103,6 +103,14 @@ def test_it_answers_what_predict_answers(client: TestClient) -> None:
     assert theirs["variance"] == [value for row in ours["variance"] for value in row]
 
 
+def test_products_in_bfloat16_are_a_parameter(client: TestClient) -> None:
+    found = infer(client, parameters={"precision": "bfloat16"}).json()
+    ours = client.post("/predict", json={"model": "line", "inputs": ROWS, "precision": "bfloat16"}).json()
+
+    assert "bfloat16" in found["parameters"]["notes"]
+    assert found["outputs"][0]["data"] == [value for row in ours["mean"] for value in row]
+
+
 def binary(header: dict[str, Any], *tensors: bytes) -> dict[str, Any]:
     text = json.dumps(header).encode()
     return {"content": b"".join([text, *tensors]), "headers": {LENGTH: str(len(text))}}

@@ -55,7 +55,7 @@ SHARED_AXES: dict[str, frozenset[str]] = {
 GROWTHS: tuple[tuple[frozenset[int], tuple[int, ...], tuple[int, ...]], ...] = (
     (frozenset({1}), (3, 1), (3, 4)),
     (frozenset({1}), (3, 4), (3, 9)),
-    (frozenset({0}), (2, 5), (11, 5)),
+    (frozenset({0}), (2, 5), (300, 5)),  # past a block of 256 truth values
     (frozenset({1, 2}), (2, 1, 3), (2, 3, 3)),
     (frozenset({1, 2}), (2, 2, 4), (2, 5, 6)),
     (frozenset({0, 2}), (1, 2, 1), (4, 2, 3)),

@@ -1,5 +1,6 @@
 """The numbers behind the noise: what they depend on, that they are Philox's, and that they are random."""
 
+import functools
 from dataclasses import replace
 from hashlib import blake2b
 from math import erf, log, sqrt
@@ -75,9 +76,18 @@ def test_a_pass_starts_at_its_own_block_of_the_sites_key(first_pass: int, part: 
 def test_a_row_has_a_counter_of_its_own() -> None:
     key = key_of("", BASE.seed, BASE.site)
     rows = (0, 5, (1 << 62) - 1)
-    expected = [word for row in rows for word in words_of((3 + 1, 0, row + 1, 0), key)[:4]]
+    expected = [word for row in rows for word in words_of((row + 1, 0, 3 + 1, 0), key)[:4]]
 
     assert words(replace(BASE, first_pass=3, rows=rows), (2, 2)) == expected
+
+
+def test_neighbouring_rows_are_those_drawn_alone() -> None:
+    """Eleven numbers take two blocks; the last rows' counters are past 64 bits."""
+    for rows in (range(3, 9), range((1 << 63) - 2, (1 << 63) + 3)):
+        together = words(replace(BASE, passes=2, rows=rows), (11,))
+        alone = [words(replace(BASE, passes=2, rows=(row,)), (11,)) for row in rows]
+
+        assert together == [word for at in (0, 11) for each in alone for word in each[at : at + 11]]
 
 
 def test_a_growing_site_keeps_two_to_the_forty_blocks_for_a_pass() -> None:
@@ -105,7 +115,7 @@ def test_fixed_axes_follow_row_by_row_under_each_position() -> None:
 def test_shapes_are_passes_then_rows_then_the_sites(growing: frozenset[int], rows: tuple[int, ...] | None) -> None:
     stream = replace(BASE, passes=6, rows=rows, growing=growing)
 
-    for draw in (stream.uniform, stream.normal, lambda shape: stream.keep(0.5, shape)):
+    for draw in (stream.uniform, stream.normal, *(functools.partial(stream.keep, q) for q in (0.5, 0.7))):
         assert draw((2, 5)).shape == (6, 1 if rows is None else 3, 2, 5)
 
 
@@ -131,7 +141,7 @@ def test_the_global_generators_are_neither_read_nor_moved() -> None:
 
 def test_uniforms_are_strictly_between_zero_and_one(monkeypatch: pytest.MonkeyPatch) -> None:
     extremes = np.array([[[0, 2**32 - 1]]], dtype=np.uint32)
-    monkeypatch.setattr(Stream, "_words", lambda self, shape, part: extremes)
+    monkeypatch.setattr(Stream, "_words", lambda self, key, count: extremes)
     low, high = BASE.uniform((2,)).flatten().tolist()
 
     assert (low, 1 - high) == (2.0**-33, 2.0**-33)
@@ -139,13 +149,61 @@ def test_uniforms_are_strictly_between_zero_and_one(monkeypatch: pytest.MonkeyPa
     assert BASE.normal((2,)).sum().abs() < 1e-6
 
 
-@pytest.mark.parametrize("q", [1.0, 1 - 2**-32, 0.5, 2**-32])
-def test_the_keep_rate_is_exact_in_steps_of_two_to_the_minus_32(monkeypatch: pytest.MonkeyPatch, q: float) -> None:
-    kept = round(q * 2**32)
-    edge = np.array([[[0, kept - 1, min(kept, 2**32 - 1), 2**32 - 1]]], dtype=np.uint32)
-    monkeypatch.setattr(Stream, "_words", lambda self, shape, part: edge)
+def bytes_of(counter: tuple[int, ...], key: tuple[int, int]) -> bytes:
+    """Return a block's 32 bytes, the low one of each 64-bit word first."""
+    return b"".join(word.to_bytes(8, "little") for word in philox4x64_10(counter, key))
 
-    assert BASE.keep(q, (4,)).flatten().tolist() == [True, True, q == 1, q == 1]
+
+def test_a_half_takes_one_bit_of_each_draw() -> None:
+    """A pass of 300 draws takes two blocks of 256 bits, the low bit of each byte first."""
+    raw = b"".join(bytes_of((2 * 5 + block, 0, 0, 0), key_of("", BASE.seed, BASE.site)) for block in (1, 2))
+    expected = [raw[index // 8] >> index % 8 & 1 for index in range(300)]
+
+    assert replace(BASE, first_pass=5).keep(0.5, (300,)).flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("growing", [frozenset(), frozenset({0})])
+@pytest.mark.parametrize("rows", [None, (0, 6)])
+def test_another_rate_takes_a_byte_of_each_draw_and_settles_ties_by_words_of_lane_1(
+    rows: tuple[int, ...] | None, growing: frozenset[int]
+) -> None:
+    q, count, first_pass = 0.7123, 2500, 2
+    key, threshold = key_of("", BASE.seed, BASE.site), round(q * 2**40)
+    value_blocks, tie_blocks = -(-count // 32), -(-(8 + count // 32) // 8)
+    places = [(first_pass, 0)] if rows is None else [(row, first_pass + 1) for row in rows]
+    for index, (number, network) in enumerate(places):
+        starts = [number * (1 << 40 if growing else blocks) + 1 for blocks in (value_blocks, tie_blocks)]
+        raw = b"".join(bytes_of((starts[0] + block, 0, network, 0), key) for block in range(value_blocks))
+        words = [w for b in range(tie_blocks) for w in words_of((starts[1] + b, 0, network, 1), key)]
+        ties = iter(words)
+        expected = [
+            value < threshold >> 32 or (value == threshold >> 32 and next(ties) < threshold & 0xFFFFFFFF)
+            for value in raw[:count]
+        ]
+        stream = replace(BASE, first_pass=first_pass, rows=rows, growing=growing)
+
+        assert len(list(ties)) < len(words)  # some were used
+        assert stream.keep(q, (count,))[0, index].tolist() == expected
+
+
+@pytest.mark.parametrize("q", [1.0, 0.75, 2**-8, 0.0])
+def test_a_rate_of_whole_bytes_has_no_ties(q: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stream, "_settle", None)
+    kept = BASE.keep(q, (1 << 18,)).double().mean().item()
+
+    assert abs(kept - q) <= 5 * sqrt(q * (1 - q) / (1 << 18))
+
+
+def test_a_rate_is_exact_beyond_its_first_byte() -> None:
+    """Of the ties alone, the share kept is what the rate's later bits say."""
+    count = 1 << 22
+    below, exact, above = (BASE.keep(q, (count,)) for q in (25 / 256, 25.25 / 256, 26 / 256))
+    ties = above & ~below
+    share = (exact & ties).sum().item() / ties.sum().item()
+
+    assert not (below & ~exact).any()
+    assert not (exact & ~above).any()
+    assert abs(share - 0.25) <= 5 * sqrt(0.25 * 0.75 / ties.sum().item())
 
 
 @pytest.mark.parametrize("p", [1e-3, 0.1, 0.5, 1 - 1e-3])
@@ -155,11 +213,6 @@ def test_the_keep_rate_is_met(p: float) -> None:
 
     assert abs(dropped - p * count) <= 5 * sqrt(count * p * (1 - p))
     assert 5 * sqrt((1 - p) / (count * p)) < 0.12  # a rate off by an eighth would be seen
-
-
-def test_a_value_is_kept_where_its_uniform_is_below_the_keep_rate() -> None:
-    for q in (0.001, 0.3, 0.999):
-        assert torch.equal(BASE.keep(q, (N,)), BASE.uniform((N,)) < q)
 
 
 def test_uniforms_are_uniform() -> None:

@@ -12,9 +12,12 @@ def compare_modes(compiled: Compiled, captured: Captured, inputs: tuple[Tensor, 
     """Run three passes in every way that a plan can, and compare each with the whole graph."""
     rewritten, split, rows = compiled._rewritten, compiled._split, len(inputs[0])
     shapes = [tuple(each.shape) for each in inputs]
-    noises = draw_noises(rewritten.noises, captured.symbols, shapes, Draw(3, 0, 3, None), inputs[0].device)
+    draw, device = Draw(3, 0, 3, None), inputs[0].device
+    plain, noises = (
+        draw_noises(each.noises, captured.symbols, shapes, draw, device) for each in (rewritten, compiled._fast)
+    )
     with torch.inference_mode():
-        whole = [rewritten.module(*inputs, rows, *(noise[t] for noise in noises)) for t in range(3)]
+        whole = [rewritten.module(*inputs, rows, *(noise[t] for noise in plain)) for t in range(3)]
         values = compiled.trunk(inputs)[: len(split.boundaries)]
     expected = [
         torch.stack(each) for each, noisy in zip(zip(*whole, strict=True), compiled.stochastic, strict=True) if noisy

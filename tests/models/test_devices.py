@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -78,7 +79,8 @@ def moved(captured: Captured, mode: FakeTensorMode, state_too: bool) -> Captured
 def run_on_cuda(predictor: Predictor, state_too: bool = True) -> list[str]:
     """Run trunk, noise, suffix and statistics of every plan in both scopes; return the plans' variants."""
     plans = plans_of(predictor)
-    at_home = [predictor._compile(plan) for plan in plans.values()]
+    with patch("service.graph.rewrite.packed_form", lambda site, variant: None):  # masks are packed on the CPU alone
+        at_home = [Compiled(predictor._captured, plan) for plan in plans.values()]
     modes = [{per_row: compiled.mode(per_row) for per_row in (False, True)} for compiled in at_home]
     fake = FakeTensorMode(allow_non_fake_inputs=True)  # the noise's bits are made by NumPy
     captured = moved(predictor._captured, fake, state_too)
@@ -129,8 +131,9 @@ def test_a_constant_on_another_device_is_caught() -> None:
 def test_noise_that_stays_on_the_cpu_is_caught(
     predictor: Callable[[str], Predictor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = predictor("digits")
-    monkeypatch.setattr(Stream, "_tensor", lambda self, values: torch.from_numpy(values))
+    loaded, arranged = predictor("digits"), Stream._arranged
+    at_home = torch.device("cpu")
+    monkeypatch.setattr(Stream, "_arranged", lambda self, *given: arranged(replace(self, device=at_home), *given))
     with pytest.raises(RuntimeError, match=MIXED):
         run_on_cuda(loaded)
 

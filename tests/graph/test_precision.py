@@ -1,0 +1,71 @@
+"""bfloat16 products: near the float32 answer, not equal to it, told in the notes, only where asked for."""
+
+import pytest
+import torch
+from specimen import features, image, mlp, sequence
+from torch import Tensor, nn
+
+from service import Predictor
+from service.errors import BadRequest
+from service.graph.precision import NOTE
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.TransformerEncoderLayer(6, 2, 12, 0.2, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.layer(x).mean(1))
+        return y
+
+
+def convolution() -> nn.Module:
+    drop = nn.Dropout2d(0.3)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), drop, nn.Conv2d(4, 5, 3), nn.Flatten())
+
+
+CASES = {
+    "linear": (lambda: mlp(nn.Dropout(0.4)), features, {}),
+    "convolution": (convolution, image, {}),
+    "attention": (Attention, sequence, {}),
+    "packed masks": (lambda: mlp(nn.Identity()), features, {"variant": "dropconnect"}),
+    "packed masks, a vector each": (lambda: mlp(nn.Identity()), features, {"variant": "dropconnect", "scope": "row"}),
+    "masked convolution": (convolution, image, {"sites": {"4.weight": "dropconnect"}}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bfloat16_is_near_float32_pass_by_pass_and_not_equal(name: str) -> None:
+    make, inputs, plan = CASES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        network, given = make().eval(), inputs(4)
+    predictor = Predictor.capture(network, given)
+    asked = {"passes": 40, "quantities": ["samples"], **plan}
+    wide, narrow = (predictor.predict(given, precision=each, **asked) for each in ("float32", "bfloat16"))
+    theirs, mine = (each.outputs["output"]["samples"] for each in (wide, narrow))
+    apart = (mine - theirs).abs().max() / theirs.abs().max()
+
+    assert 0 < apart < 0.02  # a bfloat16 has 8 bits
+    assert (mine - theirs).square().mean() < 1e-3 * theirs.var(1).mean()
+    assert NOTE in narrow.notes
+    assert NOTE not in wide.notes
+    assert mine.dtype == torch.float32
+
+
+def test_any_chunking_gives_the_same_bfloat16_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, given = Predictor.capture(mlp(nn.Dropout(0.4)).eval(), features(3)), features(3)
+    whole = predictor.predict(given, passes=9, precision="bfloat16").mean
+    monkeypatch.setattr("service.run.CHUNK_BYTES", 1)
+
+    torch.testing.assert_close(
+        predictor.predict(given, passes=9, precision="bfloat16").mean, whole, rtol=0.01, atol=0.01
+    )
+
+
+def test_other_precisions_are_refused_by_name() -> None:
+    predictor = Predictor.capture(mlp(nn.Dropout(0.4)).eval(), features(3))
+
+    with pytest.raises(BadRequest, match=r"precision = 'float16' is not served; the precisions are float32, bfloat16"):
+        predictor.predict(features(3), precision="float16")
