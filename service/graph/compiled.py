@@ -18,6 +18,7 @@ from service.graph.capture import Captured
 from service.graph.footprint import Cost, Footprint, Peaks, metered
 from service.graph.layout import change_row, with_rows
 from service.graph.passes import RUNNERS, Mode, can_fold
+from service.graph.products import fuse_products
 from service.graph.proof import close
 from service.graph.rewrite import NoiseInput, Rewritten, rewrite
 from service.graph.shapes import Symbols
@@ -58,6 +59,7 @@ class Compiled:
         self._captured = captured
         self._rewritten: Rewritten = rewrite(captured, plan)
         self._split: Split = split(self._rewritten)
+        fuse_products(self._split)
         self._modes: dict[bool, Mode] = {}
         self._footprints: dict[tuple[Any, ...], Footprint] = {}
         self.notes = self._rewritten.notes
