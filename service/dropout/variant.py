@@ -298,7 +298,8 @@ class CellVariant(Variant):
 
 def scaled_keep(stream: Stream, q: float, shape: Shape) -> Tensor:
     """Draw m / q with m ~ Bernoulli(q), as float32 [S, R, *shape]."""
-    return stream.keep(q, shape).to(torch.float32).mul_(1 / q)
+    kept = stream.keep(q, shape)
+    return kept * torch.tensor(1 / q, dtype=torch.float32, device=kept.device)
 
 
 def shared_after_first(shape: Shape) -> Shape:

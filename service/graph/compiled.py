@@ -17,6 +17,7 @@ from service.errors import SelfCheckFailed
 from service.graph.capture import Captured
 from service.graph.footprint import Cost, Footprint, Peaks, metered
 from service.graph.layout import change_row, with_rows
+from service.graph.packed import pack_convolutions
 from service.graph.passes import RUNNERS, Mode, can_fold
 from service.graph.products import fuse_products
 from service.graph.proof import close
@@ -64,6 +65,7 @@ class Compiled:
         self._split: Split = split(self._rewritten)
         self.thinned: Thinned | None = thin(self._split, self._rewritten.noises)
         fuse_products(self._split)
+        pack_convolutions(self._split.trunk)
         self._modes: dict[bool, Mode] = {}
         self._footprints: dict[tuple[Any, ...], Footprint] = {}
         self._thinning: dict[tuple[Any, ...], bool] = {}
