@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_PART_ELEMENTS = 1 << 15  # what is summed at once: its copies should stay in the cache
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -31,12 +33,12 @@ class Moments:
     @staticmethod
     def of(values: Tensor) -> "Moments":
         """Return the moments of a chunk of passes [S, B, …]."""
-        values = values.double()
-        mean = values.mean(0)
-        mean = torch.where((values == values[0]).all(0), values[0], mean)  # equal passes: exactly no spread
-        centred = values - mean
-        square = centred.square()
-        return Moments(len(values), mean, square.sum(0), (square * centred).sum(0), square.square().sum(0))
+        count, shape = len(values), values.shape[1:]
+        if values.numel() <= _PART_ELEMENTS:
+            return Moments(count, *_sums(values))
+        columns = max(1, _PART_ELEMENTS // count)
+        parts = [_sums(part) for part in torch.split(values.reshape(count, -1), columns, 1)]
+        return Moments(count, *(torch.cat(each).view(shape) for each in zip(*parts, strict=True)))
 
     def merge(self, other: "Moments") -> "Moments":
         """Return the moments of both sets of passes together."""
@@ -68,3 +70,13 @@ class Moments:
         n = self.count
         spread = self.m4 / n - self.variance.square() * ((n - 3) / (n - 1))
         return (spread / n).clamp_min(0).sqrt()
+
+
+def _sums(values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the mean and the central sums of values [S, …], each […] in float64."""
+    values = values.double()
+    mean = values.mean(0)
+    mean = torch.where((values == values[0]).all(0), values[0], mean)  # equal passes: exactly no spread
+    centred = values - mean
+    square = centred.square()
+    return mean, square.sum(0), (square * centred).sum(0), square.square_().sum(0)

@@ -146,8 +146,11 @@ class Accumulator:
         return {"samples": samples} | {name: _quantile(samples, q) for name, q in levels.items()}
 
     def _served(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return each pass in served units (float64), and its log-variance where it has one."""
-        values, output = raw.double(), self._output
+        """Return each pass in served units (float64, or as it is), and its log-variance where it has one."""
+        output = self._output
+        if output.task is Task.REGRESSION and output.scale == 1 and output.shift == 0 and not output.exp:
+            return raw, None
+        values = raw.double()
         if output.task is Task.GAUSSIAN:
             values, log_variance = values.tensor_split(2, -1)
             return values * output.scale + output.shift, log_variance + 2 * log(abs(output.scale))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from service import moments
 from service.moments import Moments
 
 FIELDS = ("mean", "m2", "m3", "m4")
@@ -33,12 +34,12 @@ def merged(parts: list[Moments]) -> Moments:
     return reduce(Moments.merge, parts)
 
 
-def assert_are(moments: Moments, values: NDArray[np.float64], offset: float = 0.0) -> None:
+def assert_are(found: Moments, values: NDArray[np.float64], offset: float = 0.0) -> None:
     expected = reference(values)
     rounding = 1e-9 + 1e-14 * abs(offset) * len(values)  # of the offset itself: a few units in the last place
-    assert moments.count == len(values)
+    assert found.count == len(values)
     for name in FIELDS:
-        np.testing.assert_allclose(getattr(moments, name).numpy(), expected[name], rtol=1e-9 + rounding, atol=rounding)
+        np.testing.assert_allclose(getattr(found, name).numpy(), expected[name], rtol=1e-9 + rounding, atol=rounding)
 
 
 @pytest.mark.parametrize("offset", OFFSETS)
@@ -47,6 +48,13 @@ def test_moments_are_numpys(passes: int, offset: float) -> None:
     values = skewed(passes, offset)
 
     assert_are(Moments.of(torch.from_numpy(values)), values, offset)
+
+
+@pytest.mark.parametrize("elements", [1, 20, 40])
+def test_what_is_summed_part_by_part_is_the_whole(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "_PART_ELEMENTS", elements)
+    values = skewed(10)
+    assert_are(Moments.of(torch.from_numpy(values)), values)
 
 
 @given(

@@ -20,6 +20,8 @@ class Bernoulli(ActivationVariant):
     variance_form = "x² p / q"
     reference = "Srivastava et al. 2014, JMLR 15"
     kinds = ELEMENTWISE
+    scales = True
+    zeroes = True
 
     def draw(self, stream: Stream, shape: Shape) -> Tensor:
         """Draw m / q [S, R, *shape]."""

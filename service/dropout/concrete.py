@@ -35,6 +35,7 @@ class Concrete(ActivationVariant):
     variance_form = "x² Var z / q²"
     reference = "Gal et al. 2017, NIPS (arXiv 1705.07832)"
     kinds = ELEMENTWISE
+    scales = True
 
     p: float = 0.1
     t: float = 0.1

@@ -23,6 +23,7 @@ class Gaussian(ActivationVariant):
     variance_form = "x² p / q"
     reference = "Srivastava et al. 2014, JMLR 15, §10"
     kinds = ELEMENTWISE
+    scales = True
 
     def draw(self, stream: Stream, shape: Shape) -> Tensor:
         """Draw ξ [S, R, *shape]."""

@@ -39,6 +39,8 @@ class Masksembles(ActivationVariant):
     variance_form = "x² m̄ (1 - m̄), m̄ = Σ m_t / n"
     reference = "Durasov et al. 2021, CVPR (arXiv 2012.08334)"
     kinds = HIDDEN | {Kind.ACTIVATION}
+    scales = True
+    zeroes = True
     per_channel = True
     rated = False
 

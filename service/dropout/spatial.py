@@ -20,6 +20,8 @@ class Spatial(ActivationVariant):
     variance_form = "x² p / q"
     reference = "Tompson et al. 2015, CVPR (arXiv 1411.4280)"
     kinds = HIDDEN | {Kind.ACTIVATION, Kind.RECURRENT}
+    scales = True
+    zeroes = True
     per_channel = True
 
     def fits(self, kind: Kind, shape: Shape) -> bool:

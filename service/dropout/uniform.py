@@ -27,6 +27,7 @@ class Uniform(ActivationVariant):
     variance_form = "x² b² / 3 = x² p / q"
     reference = "Shen et al. 2018 (arXiv 1911.12675)"
     kinds = ELEMENTWISE
+    scales = True
 
     p: float = 0.25
 

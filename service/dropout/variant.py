@@ -110,6 +110,11 @@ class Variant(ABC):
 class ActivationVariant(Variant):
     """A variant that acts on a tensor of activations; `mean` and `variance` hold for a fixed input."""
 
+    scales: ClassVar[bool] = False
+    """Whether it acts as x ∘ noise."""
+    zeroes: ClassVar[bool] = False
+    """Whether it scales, and its noise is exactly 0 wherever it drops."""
+
     @abstractmethod
     def apply(self, x: Tensor, noise: Tensor) -> Tensor:
         """Act on x [S?, B, *shape] with noise [S?, 1 or B, …], broadcasting."""

@@ -18,12 +18,17 @@ from service.graph.bit_masks import PackedDropConnect
 from service.graph.capture import Captured
 from service.graph.footprint import Cost, Footprint, Peaks, metered
 from service.graph.layout import change_row, with_rows
+from service.graph.packed import pack_convolutions
 from service.graph.passes import RUNNERS, Mode, can_fold
 from service.graph.precision import FLOAT32, NOTE
+from service.graph.products import fuse_products
 from service.graph.proof import close
+from service.graph.rates import measured
 from service.graph.rewrite import NoiseInput, Rewritten, rewrite
 from service.graph.shapes import Symbols
 from service.graph.split import Split, split
+from service.graph.thinning import Thinned, thin
+from service.graph.thinning_cost import pays
 
 _CHECK_ROWS = 3
 _CHECK_PASSES = 2
@@ -62,8 +67,12 @@ class Compiled:
         self._wide = None if precision == FLOAT32 else Compiled(captured, plan)
         self._rewritten: Rewritten = rewrite(captured, plan, precision=precision)
         self._fast, self._split = self._fastest(plan)
+        self.thinned: Thinned | None = thin(self._split, self._fast.noises)
+        fuse_products(self._split)
+        pack_convolutions(self._split.trunk)
         self._modes: dict[bool, Mode] = {}
         self._footprints: dict[tuple[Any, ...], Footprint] = {}
+        self._thinning: dict[tuple[Any, ...], bool] = {}
         self.notes = self._rewritten.notes if self._wide is None else (*self._rewritten.notes, NOTE)
         self.stochastic = self._split.stochastic
 
@@ -93,9 +102,12 @@ class Compiled:
         """
         noises = self._draw(shapes, draw)
         count, rows = len(self._split.boundaries), shapes[0][0]
-        run = RUNNERS[self.mode(per_row=draw.rows is not None)]
+        mode = self.mode(per_row=draw.rows is not None)
         with torch.inference_mode():
-            reached = iter(run(self._split, values[:count], noises, rows))
+            if draw.rows is None and self.thinned is not None and self._thins(self.thinned, shapes, noises):
+                reached = iter(self.thinned.run(values[:count], noises, rows))
+            else:
+                reached = iter(RUNNERS[mode](self._split, values[:count], noises, rows))
         fixed = iter(values[count:])
         return [next(reached) if noisy else _spread(next(fixed), draw.passes) for noisy in self.stochastic]
 
@@ -119,6 +131,8 @@ class Compiled:
         noises = self._draw(shapes, draw)
         expected = self._whole(inputs, self._draw(shapes, draw, self._rewritten), per_row)
         values = self.trunk(inputs)[: len(self._split.boundaries)]
+        if not per_row and self.thinned is not None and not self._agrees(self.thinned, values, noises, expected):
+            self.thinned = None
         reasons = []
         for mode in self._candidates(per_row):
             try:
@@ -131,6 +145,26 @@ class Compiled:
                 return mode
             reasons.append(f"{mode}: its passes differ from the whole graph's")
         raise SelfCheckFailed(f"no way of running several passes agrees with the whole graph ({'; '.join(reasons)})")
+
+    def _agrees(self, thinned: Thinned, values: Any, noises: list[Tensor], expected: list[Tensor]) -> bool:
+        """Tell whether the thinned passes are the whole graph's."""
+        with torch.inference_mode():
+            found = thinned.run(values, noises, _CHECK_ROWS)
+        return all(close(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+
+    def _thins(self, thinned: Thinned, shapes: Sequence[tuple[int, ...]], noises: list[Tensor]) -> bool:
+        """Tell whether passes on what they keep are faster here, found the first time that such shapes come."""
+        key = tuple(shapes)
+        if key not in self._thinning:
+            if len(self._thinning) >= _FOOTPRINTS_KEPT:
+                self._thinning.clear()
+            kept = [
+                site.variant.q if site.variant.rated else (noise != 0).double().mean().item()
+                for site, noise in zip(self._rewritten.noises, noises, strict=True)
+            ]
+            on_cpu = noises[0].device.type == "cpu"
+            self._thinning[key] = on_cpu and pays(thinned, self._captured.symbols, shapes, kept, measured())
+        return self._thinning[key]
 
     def _candidates(self, per_row: bool) -> list[Mode]:
         foldable = can_fold(self._split) and all(noise.has_rows for noise in self._fast.noises)

@@ -1,0 +1,91 @@
+"""A linear layer of a scaled value that all passes share, as one product over passes, rows and outputs.
+
+Y[s, b, o] = Σ_j n[s, j] h[b, j] W[o, j] + c[o] is noise [S, J] times h ∘ W [J, B · O]: nothing of S · B · J entries is
+made. It does not know plans or where noise comes from.
+"""
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from service.dropout.variant import ActivationVariant
+from service.graph.nodes import operand
+from service.graph.rewrite import Apply
+from service.graph.shapes import BatchAxis
+from service.graph.split import Split
+
+_PART_BYTES = 1 << 20  # of h ∘ W: what a product reads again and again should stay in the cache
+
+
+class ScaledLinear:
+    """A site that scales, and the linear layer that is all it feeds.
+
+    Args:
+        apply: The site.
+    """
+
+    def __init__(self, apply: Apply) -> None:
+        self.apply = apply
+        self.__name__ = f"linear_of_{apply.__name__}"
+
+    def __call__(self, rows: int, noise: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return weight · (x ∘ noise) + bias for `rows` rows in all [S · B, O]."""
+        if _pays(rows, noise, x, weight):
+            return one_product(noise[:, 0].to(x.dtype), x, weight, bias)
+        return F.linear(self.apply(rows, noise, x), weight, bias)
+
+
+def one_product(noise: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return weight · (x ∘ noise) + bias [S · B, O] for noise [S, J], x [B, J], weight [O, J] and bias [O]."""
+    passes, outputs = len(noise), len(weight)
+    if len(x) == 1:
+        return F.linear(noise, weight * x, bias)
+    y = noise.new_empty(passes, len(x) * outputs)
+    part = max(1, _PART_BYTES // (weight.nbytes or 1))
+    for first in range(0, len(x), part):
+        some = x[first : first + part]
+        scaled = (some[:, None] * weight).flatten(0, 1)
+        own = y[:, first * outputs : (first + len(some)) * outputs]
+        torch.mm(noise, scaled.t(), out=own)
+    y = y.view(passes * len(x), outputs)
+    return y if bias is None else y.add_(bias)
+
+
+def fuse_products(split: Split) -> None:
+    """Let each linear layer take in the site before it, in the suffix, where that site feeds linear layers alone."""
+    graph = split.suffix.graph
+    for node in list(graph.nodes):
+        if _is_scaling(node) and node.users and all(_takes(user, node) for user in node.users):
+            for user in list(node.users):
+                _fuse(graph, node, user)
+            graph.erase_node(node)
+    split.suffix.recompile()
+
+
+def _fuse(graph: fx.Graph, site: fx.Node, linear: fx.Node) -> None:
+    rest = tuple(each for each in (operand(linear, 1), operand(linear, 2)) if each is not None)
+    with graph.inserting_before(linear):
+        assert isinstance(site.target, Apply)
+        fused = graph.call_function(ScaledLinear(site.target), (*site.args, *rest))
+    fused.meta = dict(linear.meta)
+    linear.replace_all_uses_with(fused)
+    graph.erase_node(linear)
+
+
+def _is_scaling(node: fx.Node) -> bool:
+    acting = node.target
+    if not isinstance(acting, Apply) or acting.batch != BatchAxis(0):
+        return False
+    return isinstance(acting.variant, ActivationVariant) and acting.variant.scales
+
+
+def _takes(linear: fx.Node, site: fx.Node) -> bool:
+    fixed = [each for each in (operand(linear, 1), operand(linear, 2)) if isinstance(each, fx.Node)]
+    is_linear = linear.target is torch.ops.aten.linear.default and operand(linear, 0) is site
+    return is_linear and all(each.op == "get_attr" for each in fixed)
+
+
+def _pays(rows: int, noise: Tensor, x: Tensor, weight: Tensor) -> bool:
+    """Tell whether all passes share x and the noise [S, 1, J], and h ∘ W is clearly smaller than h ∘ n."""
+    is_shared = noise.dim() == 3 and noise.shape[1] == 1 and x.dim() == 2 and len(x) * len(noise) == rows
+    return is_shared and 2 * len(weight) <= len(noise)
