@@ -11,6 +11,7 @@ from service.quantities import check
 from service.signature import Output
 
 SCOPES = ("pass", "row")
+SAMPLED, INTEGRATED = ESTIMATORS = ("sampled", "integrated")
 _MAX_SEED = (1 << 64) - 1
 _MAX_OFFSET = (1 << 62) - 1
 Seed = int | None | Literal["default"]
@@ -25,6 +26,7 @@ class Ask:
         seed: The noise's seed.
         scope: `pass`: one pass is one network for all rows; `row`: every row has networks of its own.
         row_offset: Index of the first row in a larger table, for row scope.
+        estimator: `sampled`: passes sample every site; `integrated`: the last one is integrated exactly.
 
     Raises:
         BadRequest: One of them is out of range.
@@ -34,6 +36,7 @@ class Ask:
     seed: int
     scope: str = "pass"
     row_offset: int = 0
+    estimator: str = SAMPLED
 
     def __post_init__(self) -> None:
         if not _is_whole(self.passes, MIN_PASSES, MAX_PASSES):
@@ -44,11 +47,18 @@ class Ask:
             raise BadRequest(f"scope = {self.scope!r} is neither 'pass' nor 'row'")
         if not _is_whole(self.row_offset, 0, _MAX_OFFSET):
             raise BadRequest(f"row_offset = {self.row_offset!r} is not a whole number from 0 to 2**62 - 1")
+        if self.estimator not in ESTIMATORS:
+            raise BadRequest(f"estimator = {self.estimator!r} is neither 'sampled' nor 'integrated'")
 
     @property
     def per_row(self) -> bool:
         """Whether every row has networks of its own."""
         return self.scope == "row"
+
+    @property
+    def integrates(self) -> bool:
+        """Whether each output's last site is integrated."""
+        return self.estimator == INTEGRATED
 
     def rows(self, first: int, count: int) -> range | None:
         """Return the indices that the noise of some rows depends on; None where it depends on none."""

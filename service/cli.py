@@ -30,6 +30,7 @@ VariantName = Annotated[str | None, typer.Option(help="'trained', or a variant f
 Rate = Annotated[float | None, typer.Option("--p", help="A drop rate for the whole plan.")]
 Seed = Annotated[int | None, typer.Option(help="The noise's seed; the model's own if left out.")]
 Scope = Annotated[str, typer.Option(help="'pass': one pass is one network for all rows; 'row': each row has its own.")]
+Estimator = Annotated[str, typer.Option(help="'integrated': the last site before a linear output exactly.")]
 Quantities = Annotated[list[str] | None, typer.Option("--quantity", help="One more quantity; may be given again.")]
 
 
@@ -137,6 +138,7 @@ def predict(
     p: Rate = None,
     seed: Seed = None,
     scope: Scope = "pass",
+    estimator: Estimator = "sampled",
     quantity: Quantities = None,
     device: Device = "cpu",
 ) -> None:
@@ -151,7 +153,7 @@ def predict(
 
     predictor = Predictor.load(folder, version, check_device(device))
     given = read_rows_file(rows, predictor.inputs)
-    prediction = predictor.predict(given, **_asked(passes, variant, p, seed, scope, quantity))
+    prediction = predictor.predict(given, **_asked(passes, variant, p, seed, scope, estimator, quantity))
     card = read_card(folder, version)
     told = answer(card.name, card.version, predictor.outputs, prediction)
     print(orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY).decode())
@@ -163,9 +165,11 @@ def _asked(
     p: float | None,
     seed: int | None,
     scope: str,
+    estimator: str,
     quantities: list[str] | None,
 ) -> dict[str, Any]:
-    asked = {"passes": passes, "variant": variant, "p": p, "scope": scope, "quantities": quantities}
+    asked: dict[str, Any] = {"passes": passes, "variant": variant, "p": p, "scope": scope}
+    asked |= {"estimator": estimator, "quantities": quantities}
     return asked | ({} if seed is None else {"seed": seed})
 
 
@@ -181,11 +185,12 @@ def score(
     p: Rate = None,
     seed: Seed = None,
     scope: Scope = "pass",
+    estimator: Estimator = "sampled",
     quantity: Quantities = None,
     device: Device = "cpu",
 ) -> None:
     """Score a CSV file into a CSV file: one row of mean, variance and quantities for each row."""
-    asked = _asked(passes, variant, p, seed, scope, quantity)
+    asked = _asked(passes, variant, p, seed, scope, estimator, quantity)
     if url is not None:
         from service.scoring.remote import score_remotely
 

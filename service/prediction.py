@@ -16,6 +16,7 @@ class Prediction:
         scope: `pass` (one sampled network for all rows) or `row` (one for each row).
         outputs: For each output, its quantities by name, each a CPU tensor [B, …]; `mean` and `variance` first.
         noise: For each output, whether the observation noise is `known` or `unknown`.
+        estimator: `sampled`, or `integrated`: each output's last site was integrated exactly, the others sampled.
         notes: What the caller should know of how it was served, such as sites where another form stood in.
     """
 
@@ -24,6 +25,7 @@ class Prediction:
     scope: str
     outputs: Mapping[str, Mapping[str, Tensor]]
     noise: Mapping[str, str]
+    estimator: str = "sampled"
     notes: tuple[str, ...] = ()
 
     @property

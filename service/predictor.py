@@ -15,7 +15,8 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
-from service.ask import Ask, Seed, choose_seed, quantities_of
+from service.ask import SAMPLED, Ask, Seed, choose_seed, quantities_of
+from service.conditional import check_linear
 from service.datasheet import Datasheet
 from service.errors import BadRequest, InvalidInput, InvalidPlan, NoActiveSite
 from service.folder import read_card, write_folder
@@ -36,6 +37,7 @@ from service.signature import Input, Output, Task
 
 MEMORY_BYTES = 1 << 30  # what one request may hold at once
 _PLANS_KEPT = 32
+_EXACT = ("every active site is integrated: mean and variance are exact, whatever the passes and the seed",)
 
 
 class Predictor:
@@ -129,6 +131,7 @@ class Predictor:
         seed: Seed = "default",
         scope: str = "pass",
         row_offset: int = 0,
+        estimator: str = SAMPLED,
         quantities: Sequence[str] | None = None,
         memory_bytes: int = MEMORY_BYTES,
     ) -> Prediction:
@@ -143,6 +146,9 @@ class Predictor:
             seed: The noise's seed; None draws a fresh one, which the answer tells.
             scope: `pass`: one pass is one network for all rows; `row`: every row has networks of its own.
             row_offset: Index of the first row in a larger table, for row scope.
+            estimator: `sampled`: passes sample every site; `integrated`: each output's last site, `bernoulli`,
+                `gaussian` or `dropconnect` right before a linear output, is integrated exactly and the others are
+                sampled, so that mean and variance are as unbiased and vary less from seed to seed.
             quantities: What to compute besides the task's defaults.
             memory_bytes: A ceiling on what is held at once besides the inputs and the answer.
 
@@ -153,7 +159,8 @@ class Predictor:
             TooLarge: Samples or quantiles would not fit into memory.
         """
         plan = make_plan(self.sites, variant or self.variant, p, sites)
-        ask = Ask(_passes(plan, passes, self._own_passes), choose_seed(seed, self.seed), scope, row_offset)
+        count = _passes(plan, passes, self._own_passes)
+        ask = Ask(count, choose_seed(seed, self.seed), scope, row_offset, estimator)
         if ask.per_row and self.couples_rows:
             raise BadRequest(
                 "scope 'row' gives rows networks of their own, but this network couples its rows; use 'pass'"
@@ -161,11 +168,17 @@ class Predictor:
         wanted = quantities_of(self.outputs, quantities)
         tensors = read_rows(self.inputs, inputs, self.device)
         compiled = self._compile(plan)
+        own_notes = (*compiled.notes, *self._fixed_outputs(compiled))
+        if ask.integrates:
+            for output, names in zip(self.outputs, wanted, strict=True):
+                check_linear(output, names)
+            compiled = self._compile(plan, integrated=True)
+            own_notes += _EXACT if not any(compiled.stochastic) else ()
         run = Run(self._captured, compiled, self.outputs, wanted, ask, memory_bytes, self.couples_rows)
         answers = run.answers(tensors)
         noise = {output.name: "known" if known_noise(output) else "unknown" for output in self.outputs}
-        notes = (*self._eval_modules(), *compiled.notes, *self._fixed_outputs(compiled), *unfinite_rows(answers))
-        return Prediction(ask.passes, ask.seed, scope, answers, noise, notes)
+        notes = (*self._eval_modules(), *own_notes, *unfinite_rows(answers))
+        return Prediction(ask.passes, ask.seed, scope, answers, noise, estimator, notes)
 
     @property
     def passes(self) -> int:
@@ -243,12 +256,14 @@ class Predictor:
         """Return how the passes of a plan run together: folded, vmapped or looped."""
         return self._compile(make_plan(self.sites, **{"variant": self.variant, **plan})).mode(scope == "row")
 
-    def _compile(self, plan: Plan) -> Compiled:
-        key = tuple(sorted((name, variant.name, *variant.parameters().items()) for name, variant in plan.items()))
+    def _compile(self, plan: Plan, integrated: bool = False) -> Compiled:
+        named = sorted((name, variant.name, *variant.parameters().items()) for name, variant in plan.items())
+        key = (integrated, *named)
         with self._lock:
             if key not in self._compiled:
-                compiled = Compiled(self._captured, plan)
-                if not any(compiled.stochastic):
+                outputs = tuple(output.name for output in self.outputs) if integrated else ()
+                compiled = Compiled(self._captured, plan, outputs)
+                if not integrated and not any(compiled.stochastic):
                     raise NoActiveSite(f"the sites {', '.join(plan)} do not reach any output; activate others")
                 self._compiled[key] = compiled
             self._compiled.move_to_end(key)

@@ -6,11 +6,13 @@ It does not know who asked or what else is running.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from service.ask import Ask
+from service.conditional import ConditionalAccumulator
 from service.errors import TooLarge
 from service.graph.capture import Captured
 from service.graph.compiled import Compiled, Draw
@@ -65,14 +67,27 @@ class Run:
         shapes, ask = [tuple(each.shape) for each in tensors], self.ask
         rows = ask.rows(first_row, len(tensors[0]))
         pairs = zip(self.outputs, self.wanted, strict=True)
-        accumulators = [Accumulator(output, names, ask.passes) for output, names in pairs]
+        accumulators = [self._accumulator(output, names) for output, names in pairs]
         values = self.compiled.trunk(tensors)
-        for first in range(0, ask.passes, chunk):
-            draw = Draw(ask.seed, first, min(chunk, ask.passes - first), rows)
-            for accumulator, raw in zip(accumulators, self.compiled.run(values, shapes, draw), strict=True):
-                accumulator.add(raw)
+        passes = ask.passes if any(self.compiled.stochastic) else 2  # equal ones, as many as a variance needs
+        for first in range(0, passes, chunk):
+            draw = Draw(ask.seed, first, min(chunk, passes - first), rows)
+            for accumulator, raw in zip(accumulators, self._by_output(values, shapes, draw), strict=True):
+                accumulator.add(*raw)
         off = self._deterministic(tensors)
         return [accumulator.finish(plain) for accumulator, plain in zip(accumulators, off, strict=True)]
+
+    def _accumulator(self, output: Output, names: tuple[str, ...]) -> Accumulator | ConditionalAccumulator:
+        if self.ask.integrates:
+            return ConditionalAccumulator(output, names)
+        return Accumulator(output, names, self.ask.passes)
+
+    def _by_output(
+        self, values: tuple[Any, ...], shapes: Sequence[tuple[int, ...]], draw: Draw
+    ) -> list[tuple[Tensor, ...]]:
+        """Run passes: of each output [S, B, …] its values, or its conditional means and variances."""
+        found, count = self.compiled.run(values, shapes, draw), len(self.outputs)
+        return [tuple(found[index::count]) for index in range(count)]
 
     def _deterministic(self, tensors: tuple[Tensor, ...]) -> Sequence[Tensor | None]:
         """Return the outputs with everything off, where they were asked for."""

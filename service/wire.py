@@ -39,6 +39,7 @@ class PredictRequest(BaseModel):
         seed: The noise's seed; null asks for a fresh one; the model's own where left out.
         scope: `pass`: one pass is one network for all rows; `row`: every row has networks of its own.
         row_offset: Index of the first row in a larger table, for scope `row`.
+        estimator: `sampled`, or `integrated`: the last site before each linear output exactly, the others sampled.
         quantities: What to answer besides the task's defaults; `<output>.<quantity>` where there are several outputs.
     """
 
@@ -54,14 +55,19 @@ class PredictRequest(BaseModel):
     seed: Annotated[StrictInt | None, Field(description="null asks for a fresh one")] = None
     scope: Literal["pass", "row"] = "pass"
     row_offset: Annotated[StrictInt, Field(ge=0)] = 0
+    estimator: Annotated[
+        Literal["sampled", "integrated"],
+        Field(description="'integrated': the last site before a linear output exactly"),
+    ] = "sampled"
     quantities: list[str] = []
 
     def arguments(self) -> dict[str, Any]:
         """Return what `Predictor.predict` is given, besides the rows."""
         sites = {name: _plain(override) for name, override in (self.sites or {}).items()}
         seed = {"seed": self.seed} if "seed" in self.model_fields_set else {}
-        own = {"passes": self.passes, "variant": self.variant, "p": self.p, "sites": sites, "scope": self.scope}
-        return own | {"row_offset": self.row_offset, "quantities": self.quantities} | seed
+        own: dict[str, Any] = {"passes": self.passes, "variant": self.variant, "p": self.p, "sites": sites}
+        own |= {"scope": self.scope, "row_offset": self.row_offset, "estimator": self.estimator}
+        return own | {"quantities": self.quantities} | seed
 
 
 def _plain(override: SiteOverride | float | str | None) -> Any:
@@ -77,6 +83,7 @@ class PredictResponse(BaseModel):
         passes: How many passes ran, N.
         seed: The noise's seed; the same seed gives the same answer.
         scope: As asked.
+        estimator: As asked.
         mean: The mean over passes [rows, …]; an object by output name where there are several outputs.
         variance: The variance between passes [rows, …], divided by N - 1.
         noise: `known` where the observation noise is, else `unknown`: then this is no prediction interval.
@@ -90,6 +97,7 @@ class PredictResponse(BaseModel):
     passes: int
     seed: int
     scope: Literal["pass", "row"]
+    estimator: Literal["sampled", "integrated"]
     mean: Any
     variance: Any
     noise: Any

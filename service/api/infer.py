@@ -24,7 +24,7 @@ from service.wire import PredictRequest, first_problem, parse_json
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _RESERVED = ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output")
-_OURS = ("passes", "variant", "p", "sites", "seed", "scope", "row_offset")
+_OURS = ("passes", "variant", "p", "sites", "seed", "scope", "row_offset", "estimator")
 FRESH = "fresh"
 Parameters = dict[str, StrictStr | StrictBool | StrictInt | StrictFloat]
 
@@ -53,9 +53,9 @@ class InferOutput(BaseModel):
 class InferRequest(BaseModel):
     """The JSON of `POST /v2/models/{model}/infer`.
 
-    `parameters` takes `passes`, `variant`, `p`, `seed` (a number, or "fresh"), `scope`, `row_offset`, and `sites` as a
-    string that holds a JSON object. `outputs` names quantities: `mean`, `variance`, `entropy`, `quantile_0.9`, …;
-    `<output>.<quantity>` where there are several outputs.
+    `parameters` takes `passes`, `variant`, `p`, `seed` (a number, or "fresh"), `scope`, `row_offset`, `estimator`, and
+    `sites` as a string that holds a JSON object. `outputs` names quantities: `mean`, `variance`, `entropy`,
+    `quantile_0.9`, …; `<output>.<quantity>` where there are several outputs.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -226,7 +226,8 @@ def _answer_parameters(prediction: Prediction) -> dict[str, Any]:
     several = len(prediction.noise) > 1
     noise = {f"{name}.noise" if several else "noise": known for name, known in prediction.noise.items()}
     notes = {"notes": "; ".join(prediction.notes)} if prediction.notes else {}
-    return {"passes": prediction.passes, "seed": prediction.seed, "scope": prediction.scope, **noise, **notes}
+    told = {"passes": prediction.passes, "seed": prediction.seed, "scope": prediction.scope}
+    return {**told, "estimator": prediction.estimator, **noise, **notes}
 
 
 def _binary(content: dict[str, Any], raw: list[bytes]) -> Response:

@@ -16,6 +16,7 @@ from service.dropout import Stream, Variant
 from service.errors import SelfCheckFailed
 from service.graph.capture import Captured
 from service.graph.footprint import Cost, Footprint, Peaks, metered
+from service.graph.integrated import integrate
 from service.graph.layout import change_row, with_rows
 from service.graph.passes import RUNNERS, Mode, can_fold
 from service.graph.proof import close
@@ -49,14 +50,21 @@ class Draw:
 class Compiled:
     """A plan of a network.
 
+    Args:
+        captured: The network.
+        plan: The variant of each active site.
+        integrated: The outputs' names where their last sites are integrated: then there are twice as many outputs, the
+            conditional means and behind them the conditional variances.
+
     Attributes:
         notes: What the caller should know, such as sites where another form stands in.
         stochastic: For each output, whether noise reaches it.
     """
 
-    def __init__(self, captured: Captured, plan: Mapping[str, Variant]) -> None:
+    def __init__(self, captured: Captured, plan: Mapping[str, Variant], integrated: Sequence[str] = ()) -> None:
         self._captured = captured
-        self._rewritten: Rewritten = rewrite(captured, plan)
+        rewritten = rewrite(captured, plan)
+        self._rewritten: Rewritten = integrate(rewritten, integrated) if integrated else rewritten
         self._split: Split = split(self._rewritten)
         self._modes: dict[bool, Mode] = {}
         self._footprints: dict[tuple[Any, ...], Footprint] = {}
@@ -77,13 +85,18 @@ class Compiled:
             shapes: The inputs' shapes.
             draw: Which passes, and the noise for them.
         """
+        count = len(self._split.boundaries)
+        reached, fixed = iter(self._reached(values[:count], shapes, draw)), iter(values[count:])
+        return [next(reached) if noisy else _spread(next(fixed), draw.passes) for noisy in self.stochastic]
+
+    def _reached(self, values: tuple[Any, ...], shapes: Sequence[tuple[int, ...]], draw: Draw) -> list[Tensor]:
+        """Run passes of what noise reaches, if there is anything."""
+        if not any(self.stochastic):
+            return []
         noises = self._draw(shapes, draw)
-        count, rows = len(self._split.boundaries), shapes[0][0]
         run = RUNNERS[self.mode(per_row=draw.rows is not None)]
         with torch.inference_mode():
-            reached = iter(run(self._split, values[:count], noises, rows))
-        fixed = iter(values[count:])
-        return [next(reached) if noisy else _spread(next(fixed), draw.passes) for noisy in self.stochastic]
+            return run(self._split, values, noises, shapes[0][0])
 
     def mode(self, per_row: bool) -> Mode:
         """Return how passes run, found at first use by comparison with the whole graph.

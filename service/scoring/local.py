@@ -28,6 +28,7 @@ def score_locally(
     sites: Mapping[str, "Override"] | None = None,
     seed: Seed = "default",
     scope: str = "pass",
+    estimator: str = "sampled",
     quantities: Sequence[str] | None = None,
 ) -> Summary:
     """Score a CSV file; each row's answer is what one `predict` call with all rows would give.
@@ -44,13 +45,15 @@ def score_locally(
         sites: Overrides by site.
         seed: The noise's seed, one for the whole file; None draws a fresh one.
         scope: `pass` or `row`.
+        estimator: `sampled` or `integrated`.
         quantities: What to compute besides the task's defaults.
 
     Raises:
         InvalidInput: With line and column, or what is wrong with the files.
         BadRequest: What is asked for does not fit the model.
     """
-    asked = {"passes": passes, "variant": variant, "p": p, "sites": sites, "scope": scope, "quantities": quantities}
+    asked: dict[str, Any] = {"passes": passes, "variant": variant, "p": p, "sites": sites, "scope": scope}
+    asked |= {"estimator": estimator, "quantities": quantities}
     asked["seed"] = secrets.randbits(53) if seed is None else seed
     block_rows = sys.maxsize if predictor.couples_rows else BLOCK_ROWS
     return score_table(source, target, _scorer(predictor, asked), predictor.inputs, predictor.outputs, block_rows)

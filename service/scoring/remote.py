@@ -24,7 +24,7 @@ from service.signature import Input, Output
 TIMEOUT_S = 60.0
 Seed = int | None | Literal["default"]
 _FAULTS: Mapping[int, type[ThinnetError]] = {400: BadRequest, 404: NotFound, 413: TooLarge, 503: NotReady}
-_NO_QUANTITIES = {"model", "version", "passes", "seed", "scope", "noise", "notes"}
+_NO_QUANTITIES = {"model", "version", "passes", "seed", "scope", "estimator", "noise", "notes"}
 _DTYPES = {"BOOL": "bool", "BF16": "bfloat16", "FP16": "float16", "FP32": "float32", "FP64": "float64"}
 
 
@@ -41,6 +41,7 @@ def score_remotely(
     sites: Mapping[str, Any] | None = None,
     seed: Seed = "default",
     scope: str = "pass",
+    estimator: str = "sampled",
     quantities: Sequence[str] | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Summary:
@@ -58,6 +59,7 @@ def score_remotely(
         sites: Overrides by site.
         seed: The noise's seed, one for the whole file; None draws a fresh one.
         scope: `pass` or `row`.
+        estimator: `sampled` or `integrated`.
         quantities: What to compute besides the task's defaults.
         timeout_s: How long a block may take.
 
@@ -70,7 +72,8 @@ def score_remotely(
     name = model or server.sole_model()
     told = server.describe(name, version)
     asked = {"passes": passes, "variant": variant, "p": p, "sites": sites, "quantities": quantities}
-    body = {key: value for key, value in asked.items() if value is not None} | {"model": name, "scope": scope}
+    body = {key: value for key, value in asked.items() if value is not None}
+    body |= {"model": name, "scope": scope, "estimator": estimator}
     body["version"] = version if version is not None else told.version
     if seed != "default":
         body["seed"] = secrets.randbits(53) if seed is None else seed

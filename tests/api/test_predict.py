@@ -275,3 +275,21 @@ def test_a_long_run_keeps_no_one_from_asking_what_is_served(client: TestClient) 
             looks += 1
         assert running.result()["passes"] == 10_000
     assert looks > 1
+
+
+def test_the_integrated_estimator_is_served_and_named(client: TestClient, folder: Path) -> None:
+    expected = Predictor.load(folder / "line").predict(torch.tensor(ROWS), estimator="integrated")
+
+    found = ask(client, estimator="integrated", passes=3)
+
+    assert (found["estimator"], ask(client)["estimator"]) == ("integrated", "sampled")
+    torch.testing.assert_close(torch.tensor(found["variance"]), expected.variance)
+    assert "exact, whatever the passes" in found["notes"][0]
+
+
+def test_what_cannot_be_integrated_is_refused_with_the_cure(client: TestClient) -> None:
+    asked = {"model": "two", "inputs": TWO, "estimator": "integrated"}
+    assert "output 'classes': estimator 'integrated' needs a linear output, and softmax follows it" in refused(
+        client, **asked
+    )
+    assert "field 'estimator'" in refused(client, estimator="exact")

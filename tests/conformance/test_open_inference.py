@@ -191,3 +191,9 @@ def test_bfloat16_travels_in_binary(client: TestClient) -> None:
     answer = client.post("/v2/models/line/infer", **binary({"inputs": [given]}, raw)).json()
     reference = infer(client).json()
     assert answer["outputs"][0]["data"] == pytest.approx(reference["outputs"][0]["data"], rel=0.05)
+
+
+def test_the_estimator_is_a_parameter_and_is_told(client: TestClient) -> None:
+    found = infer(client, parameters={"estimator": "integrated", "passes": 2}).json()
+    assert found["parameters"]["estimator"] == "integrated"
+    assert infer(client, parameters={"passes": 2}).json()["parameters"]["estimator"] == "sampled"
