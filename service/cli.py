@@ -31,6 +31,7 @@ Rate = Annotated[float | None, typer.Option("--p", help="A drop rate for the who
 Seed = Annotated[int | None, typer.Option(help="The noise's seed; the model's own if left out.")]
 Scope = Annotated[str, typer.Option(help="'pass': one pass is one network for all rows; 'row': each row has its own.")]
 Estimator = Annotated[str, typer.Option(help="'integrated': the last site before a linear output exactly.")]
+Tolerance = Annotated[float | None, typer.Option(help="End a row's passes at this relative error of its variances.")]
 Quantities = Annotated[list[str] | None, typer.Option("--quantity", help="One more quantity; may be given again.")]
 
 
@@ -139,6 +140,7 @@ def predict(
     seed: Seed = None,
     scope: Scope = "pass",
     estimator: Estimator = "sampled",
+    tolerance: Tolerance = None,
     quantity: Quantities = None,
     device: Device = "cpu",
 ) -> None:
@@ -153,7 +155,7 @@ def predict(
 
     predictor = Predictor.load(folder, version, check_device(device))
     given = read_rows_file(rows, predictor.inputs)
-    prediction = predictor.predict(given, **_asked(passes, variant, p, seed, scope, estimator, quantity))
+    prediction = predictor.predict(given, **_asked(passes, variant, p, seed, scope, estimator, tolerance, quantity))
     card = read_card(folder, version)
     told = answer(card.name, card.version, predictor.outputs, prediction)
     print(orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY).decode())
@@ -166,10 +168,11 @@ def _asked(
     seed: int | None,
     scope: str,
     estimator: str,
+    tolerance: float | None,
     quantities: list[str] | None,
 ) -> dict[str, Any]:
     asked: dict[str, Any] = {"passes": passes, "variant": variant, "p": p, "scope": scope}
-    asked |= {"estimator": estimator, "quantities": quantities}
+    asked |= {"estimator": estimator, "tolerance": tolerance, "quantities": quantities}
     return asked | ({} if seed is None else {"seed": seed})
 
 
@@ -186,11 +189,12 @@ def score(
     seed: Seed = None,
     scope: Scope = "pass",
     estimator: Estimator = "sampled",
+    tolerance: Tolerance = None,
     quantity: Quantities = None,
     device: Device = "cpu",
 ) -> None:
     """Score a CSV file into a CSV file: one row of mean, variance and quantities for each row."""
-    asked = _asked(passes, variant, p, seed, scope, estimator, quantity)
+    asked = _asked(passes, variant, p, seed, scope, estimator, tolerance, quantity)
     if url is not None:
         from service.scoring.remote import score_remotely
 

@@ -11,7 +11,7 @@ class Prediction:
     """The statistics of N stochastic passes over B rows.
 
     Attributes:
-        passes: N.
+        passes: N; the most of any row with a tolerance.
         seed: The seed of the noise; the same seed gives the same answer.
         scope: `pass` (one sampled network for all rows) or `row` (one for each row).
         outputs: For each output, its quantities by name, each a CPU tensor [B, …]; `mean` and `variance` first.

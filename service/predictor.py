@@ -11,8 +11,7 @@ from threading import Lock
 from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.export import ExportedProgram
+from torch import nn
 from torch.export.passes import move_to_device_pass
 
 from service.ask import SAMPLED, Ask, Seed, choose_seed, quantities_of
@@ -25,10 +24,9 @@ from service.graph.candidates import drop_entangled
 from service.graph.capture import Captured, Example, capture, from_program
 from service.graph.compiled import Compiled, couples_rows
 from service.graph.layout import note_layouts
-from service.graph.program import plain_outputs
+from service.graph.program import drop_traces, plain_outputs
 from service.graph.signature import described_inputs, described_outputs
-from service.graph.sites import Site
-from service.plan import Override, Plan, fitting, fixed_passes, make_plan
+from service.plan import Override, Plan, choose_passes, fitting, make_plan
 from service.prediction import Prediction, unfinite_rows
 from service.quantities import known_noise
 from service.rows import Given, read_rows
@@ -71,7 +69,7 @@ class Predictor:
         self.inputs = described_inputs(captured, inputs)
         self.outputs = described_outputs(captured, outputs)
         drop_entangled(captured.program.graph.graph)
-        self.sites = _listed(captured)
+        self.sites = captured.sites()
         self.lost = captured.lost
         self.seed, self.variant = seed, variant
         self._own_passes = passes
@@ -132,6 +130,7 @@ class Predictor:
         scope: str = "pass",
         row_offset: int = 0,
         estimator: str = SAMPLED,
+        tolerance: float | None = None,
         quantities: Sequence[str] | None = None,
         memory_bytes: int = MEMORY_BYTES,
     ) -> Prediction:
@@ -149,6 +148,9 @@ class Predictor:
             estimator: `sampled`: passes sample every site; `integrated`: each output's last site, `bernoulli`,
                 `gaussian` or `dropconnect` right before a linear output, is integrated exactly and the others are
                 sampled, so that mean and variance are as unbiased and vary less from seed to seed.
+            tolerance: A row's passes end at 64, 128, 256, … once the relative standard error of all its variances is
+                below this, and `passes` is the most it may take, 10 000 for None; `variance_error` and `passes_used`
+                tell what was reached. None runs all passes for all rows.
             quantities: What to compute besides the task's defaults.
             memory_bytes: A ceiling on what is held at once besides the inputs and the answer.
 
@@ -159,13 +161,13 @@ class Predictor:
             TooLarge: Samples or quantiles would not fit into memory.
         """
         plan = make_plan(self.sites, variant or self.variant, p, sites)
-        count = _passes(plan, passes, self._own_passes)
-        ask = Ask(count, choose_seed(seed, self.seed), scope, row_offset, estimator)
+        count = choose_passes(plan, passes, self._own_passes, tolerance)
+        ask = Ask(count, choose_seed(seed, self.seed), scope, row_offset, estimator, tolerance)
         if ask.per_row and self.couples_rows:
             raise BadRequest(
                 "scope 'row' gives rows networks of their own, but this network couples its rows; use 'pass'"
             )
-        wanted = quantities_of(self.outputs, quantities)
+        wanted = quantities_of(self.outputs, quantities, tolerance)
         tensors = read_rows(self.inputs, inputs, self.device)
         compiled = self._compile(plan)
         own_notes = (*compiled.notes, *self._fixed_outputs(compiled))
@@ -177,8 +179,8 @@ class Predictor:
         run = Run(self._captured, compiled, self.outputs, wanted, ask, memory_bytes, self.couples_rows)
         answers = run.answers(tensors)
         noise = {output.name: "known" if known_noise(output) else "unknown" for output in self.outputs}
-        notes = (*self._eval_modules(), *own_notes, *unfinite_rows(answers))
-        return Prediction(ask.passes, ask.seed, scope, answers, noise, estimator, notes)
+        notes = (*self._eval_modules(), *own_notes, *run.unsettled(answers), *unfinite_rows(answers))
+        return Prediction(run.passes_of(answers), ask.seed, scope, answers, noise, estimator, notes)
 
     @property
     def passes(self) -> int:
@@ -198,14 +200,18 @@ class Predictor:
         variant: str | None = None,
         p: float | None = None,
         sites: Mapping[str, Override] | None = None,
+        tolerance: float | None = None,
     ) -> int:
         """Return how many passes a call runs: those it names, its plan's fixed number, or the model's own.
+
+        With a tolerance, how many it may run.
 
         Raises:
             BadRequest: It names another number than its plan's fixed one.
             InvalidPlan: The variant, rate or site does not fit; NoActiveSite if nothing would be random.
         """
-        return _passes(make_plan(self.sites, variant or self.variant, p, sites), passes, self._own_passes)
+        plan = make_plan(self.sites, variant or self.variant, p, sites)
+        return choose_passes(plan, passes, self._own_passes, tolerance)
 
     def fitting(self, site: str) -> tuple[str, ...]:
         """Return the names of the variants that fit a site.
@@ -249,7 +255,7 @@ class Predictor:
         own = self.passes, self.seed, self.variant, dict(score or {}), self.lost
         sheet = Datasheet(self.inputs, outputs, description, *own)
         program = plain_outputs(self._captured.exported, self._captured.program)
-        _drop_traces(program)
+        drop_traces(program)
         return write_folder(Path(folder), program, sheet, version)
 
     def mode(self, scope: str = "pass", **plan: Any) -> str:
@@ -283,30 +289,7 @@ class Predictor:
         )
 
 
-def _listed(captured: Captured) -> tuple[Site, ...]:
-    """Return all sites: those that a layer stands for, weights, then those that only a request makes random."""
-    located = [each.site for each in captured.activation_sites()]
-    layers = [site for site in located if site.variant is not None]
-    others = [*(weight.site for weight in captured.weights), *(cell.site for cell in captured.cells)]
-    return (*layers, *others, *(site for site in located if site not in layers))
-
-
-def _passes(plan: Plan, asked: int | None, default: int) -> int:
-    fixed = fixed_passes(plan)
-    if fixed is not None and asked not in (None, fixed):
-        raise BadRequest(f"passes = {asked!r}, but this plan is an ensemble of {fixed} fixed masks; ask for {fixed}")
-    return asked if asked is not None else fixed or default
-
-
 def _task(task: str) -> Task:
     if task not in tuple(Task):
         raise InvalidInput(f"task = {task!r} is not known; give one of {', '.join(Task)}")
     return Task(task)
-
-
-def _drop_traces(program: ExportedProgram) -> None:
-    """Drop the stack traces: they name the directories of the machine that exported the network."""
-    for module in program.graph_module.modules():
-        if isinstance(module, fx.GraphModule):
-            for node in module.graph.nodes:
-                node.meta.pop("stack_trace", None)

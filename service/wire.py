@@ -40,6 +40,7 @@ class PredictRequest(BaseModel):
         scope: `pass`: one pass is one network for all rows; `row`: every row has networks of its own.
         row_offset: Index of the first row in a larger table, for scope `row`.
         estimator: `sampled`, or `integrated`: the last site before each linear output exactly, the others sampled.
+        tolerance: The relative standard error of a row's variances at which its passes end; `passes` is then the most.
         quantities: What to answer besides the task's defaults; `<output>.<quantity>` where there are several outputs.
     """
 
@@ -59,6 +60,9 @@ class PredictRequest(BaseModel):
         Literal["sampled", "integrated"],
         Field(description="'integrated': the last site before a linear output exactly"),
     ] = "sampled"
+    tolerance: Annotated[
+        Number | None, Field(description="end a row's passes at this relative error of its variances, such as 0.05")
+    ] = None
     quantities: list[str] = []
 
     def arguments(self) -> dict[str, Any]:
@@ -67,7 +71,7 @@ class PredictRequest(BaseModel):
         seed = {"seed": self.seed} if "seed" in self.model_fields_set else {}
         own: dict[str, Any] = {"passes": self.passes, "variant": self.variant, "p": self.p, "sites": sites}
         own |= {"scope": self.scope, "row_offset": self.row_offset, "estimator": self.estimator}
-        return own | {"quantities": self.quantities} | seed
+        return own | {"tolerance": self.tolerance, "quantities": self.quantities} | seed
 
 
 def _plain(override: SiteOverride | float | str | None) -> Any:
@@ -80,7 +84,7 @@ class PredictResponse(BaseModel):
     Attributes:
         model: Who answered.
         version: Its version.
-        passes: How many passes ran, N.
+        passes: How many passes ran, N; the most of any row with a tolerance.
         seed: The noise's seed; the same seed gives the same answer.
         scope: As asked.
         estimator: As asked.

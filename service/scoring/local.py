@@ -29,6 +29,7 @@ def score_locally(
     seed: Seed = "default",
     scope: str = "pass",
     estimator: str = "sampled",
+    tolerance: float | None = None,
     quantities: Sequence[str] | None = None,
 ) -> Summary:
     """Score a CSV file; each row's answer is what one `predict` call with all rows would give.
@@ -46,6 +47,7 @@ def score_locally(
         seed: The noise's seed, one for the whole file; None draws a fresh one.
         scope: `pass` or `row`.
         estimator: `sampled` or `integrated`.
+        tolerance: The relative error of a row's variances at which its passes end.
         quantities: What to compute besides the task's defaults.
 
     Raises:
@@ -53,7 +55,7 @@ def score_locally(
         BadRequest: What is asked for does not fit the model.
     """
     asked: dict[str, Any] = {"passes": passes, "variant": variant, "p": p, "sites": sites, "scope": scope}
-    asked |= {"estimator": estimator, "quantities": quantities}
+    asked |= {"estimator": estimator, "tolerance": tolerance, "quantities": quantities}
     asked["seed"] = secrets.randbits(53) if seed is None else seed
     block_rows = sys.maxsize if predictor.couples_rows else BLOCK_ROWS
     return score_table(source, target, _scorer(predictor, asked), predictor.inputs, predictor.outputs, block_rows)

@@ -19,6 +19,7 @@ FIELDS = (
     "scope",
     "row_offset",
     "estimator",
+    "tolerance",
     "quantities",
 )
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
