@@ -86,12 +86,11 @@ class Run:
         accumulators = [self._accumulator(output, names) for output, names in pairs]
         off, parts, first = self._deterministic(tensors), [], 0
         running = torch.arange(len(tensors[0]), device=tensors[0].device)
+        here, values = tensors, self.compiled.trunk(tensors)
         for until in self._looks():
             _, chunk = self._portions(footprint, len(running))
-            places = running.tolist() if len(running) < len(tensors[0]) else None
-            here = tensors if places is None else tuple(each[running] for each in tensors)
-            draws = Draw(self.ask.seed, first, until - first, self.ask.rows(first_row, len(tensors[0]), places))
-            self._advance(accumulators, here, draws, chunk)
+            noisy = self.ask.rows(first_row, len(tensors[0]), None if here is tensors else running.tolist())
+            self._advance(accumulators, values, here, Draw(self.ask.seed, first, until - first, noisy), chunk)
             done, first = self._done(accumulators, running, until), until
             if bool(done.any()):
                 ended = accumulators if bool(done.all()) else [each.of_rows(done) for each in accumulators]
@@ -101,14 +100,22 @@ class Run:
             if bool(done.all()):
                 break
             if bool(done.any()):
-                running, accumulators = running[~done], [each.of_rows(~done) for each in accumulators]
+                left = (~done).nonzero().flatten()
+                running, here = running[left], tuple(each[left] for each in here)
+                values = self.compiled.trunk_of_rows(values, here, left)
+                accumulators = [each.of_rows(~done) for each in accumulators]
         return gather(parts)
 
     def _advance(
-        self, accumulators: Sequence[Statistics], tensors: tuple[Tensor, ...], draws: Draw, chunk: int
+        self,
+        accumulators: Sequence[Statistics],
+        values: tuple[Any, ...],
+        tensors: tuple[Tensor, ...],
+        draws: Draw,
+        chunk: int,
     ) -> None:
         """Run passes of some rows in chunks."""
-        shapes, values = [tuple(each.shape) for each in tensors], self.compiled.trunk(tensors)
+        shapes = [tuple(each.shape) for each in tensors]
         end = draws.first_pass + draws.passes
         for first in range(draws.first_pass, end, chunk):
             draw = replace(draws, first_pass=first, passes=min(chunk, end - first))

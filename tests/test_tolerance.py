@@ -134,6 +134,44 @@ def test_rows_that_ended_leave_the_batch(portions: list[tuple[int, int, int]]) -
     assert len({rows for rows, _, _ in portions}) > 2
 
 
+class Folded(nn.Module):
+    """A trunk whose rows have several entries of an axis, so that it runs again for the rows that are left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.head = nn.Dropout(0.3), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.reshape(-1, 2).relu()
+        return nn.functional.softplus(4 * self.head(self.drop(h))).reshape(-1, 4)
+
+
+@pytest.mark.parametrize(("make", "once"), [(None, True), (Folded, False)])
+def test_the_trunk_runs_once_where_rows_can_be_told_apart(
+    make: Callable[[], nn.Module] | None, once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        predictor = deep() if make is None else capture(make(), ROWS[:2])
+    rows = ROWS if make is None else ROWS.abs()
+    seen, trunk = [], Compiled.trunk
+
+    def noting(self: Compiled, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        seen.append(len(inputs[0]))
+        return trunk(self, inputs)
+
+    predictor.predict(rows, passes=2)
+    monkeypatch.setattr(Compiled, "trunk", noting)
+    ended = quantities(predictor.predict(rows, tolerance=0.12, passes=4096))
+    taken = ended["passes_used"]
+
+    assert len(set(taken.tolist())) > 1
+    assert (seen == [len(rows)]) == once
+    for passes in set(taken.tolist()):
+        whole = quantities(predictor.predict(rows, passes=passes))
+        torch.testing.assert_close(ended["variance"][taken == passes], whole["variance"][taken == passes])
+
+
 class Centred(nn.Module):
     """A network whose rows see one another."""
 

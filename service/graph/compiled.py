@@ -18,7 +18,7 @@ from service.graph.capture import Captured
 from service.graph.footprint import Cost, Footprint, Peaks, metered
 from service.graph.integrated import integrate
 from service.graph.layout import change_row, with_rows
-from service.graph.passes import RUNNERS, Mode, can_fold
+from service.graph.passes import RUNNERS, Mode, can_fold, of_rows
 from service.graph.proof import close
 from service.graph.rewrite import NoiseInput, Rewritten, rewrite
 from service.graph.shapes import Symbols
@@ -76,6 +76,18 @@ class Compiled:
         with torch.inference_mode():
             values: tuple[Any, ...] = self._split.trunk(*inputs, len(inputs[0]))
         return values
+
+    def trunk_of_rows(self, values: tuple[Any, ...], inputs: tuple[Tensor, ...], rows: Tensor) -> tuple[Any, ...]:
+        """Return what `trunk` would give for some rows alone.
+
+        Args:
+            values: What it gave for more rows.
+            inputs: The inputs of the rows wanted.
+            rows: Their places among those that `values` is for.
+        """
+        with torch.inference_mode():
+            found = of_rows(self._split, values, rows)
+        return self.trunk(inputs) if found is None else found
 
     def run(self, values: tuple[Any, ...], shapes: Sequence[tuple[int, ...]], draw: Draw) -> list[Tensor]:
         """Run passes; every output [S, B, …], an output that no noise reaches as a view of its one value.
