@@ -29,6 +29,7 @@ def answer(model: str, version: int, outputs: Sequence[Output], prediction: Pred
         "passes": prediction.passes,
         "seed": prediction.seed,
         "scope": prediction.scope,
+        "estimator": prediction.estimator,
     }
     told |= _by_quantity(named)
     told["noise"] = _single_or_all(prediction.noise)

@@ -1,17 +1,19 @@
 """How passes are asked for: how many, from which seed, shared by all rows or not; it does not know inputs or plans."""
 
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from service.datasheet import MAX_PASSES, MIN_PASSES
-from service.errors import BadRequest
+from service.errors import BadRequest, InvalidQuantity
 from service.graph.precision import FLOAT32, PRECISIONS
-from service.quantities import check
+from service.quantities import REACHED, check, needs_samples
 from service.signature import Output
 
 SCOPES = ("pass", "row")
+SAMPLED, INTEGRATED = ESTIMATORS = ("sampled", "integrated")
 _MAX_SEED = (1 << 64) - 1
 _MAX_OFFSET = (1 << 62) - 1
 Seed = int | None | Literal["default"]
@@ -26,6 +28,8 @@ class Ask:
         seed: The noise's seed.
         scope: `pass`: one pass is one network for all rows; `row`: every row has networks of its own.
         row_offset: Index of the first row in a larger table, for row scope.
+        tolerance: The relative standard error of a row's variances at which its passes end; None runs all N.
+        estimator: `sampled`: passes sample every site; `integrated`: the last one is integrated exactly.
         precision: What products run in, `float32` or `bfloat16`.
 
     Raises:
@@ -36,6 +40,8 @@ class Ask:
     seed: int
     scope: str = "pass"
     row_offset: int = 0
+    estimator: str = SAMPLED
+    tolerance: float | None = None
     precision: str = FLOAT32
 
     def __post_init__(self) -> None:
@@ -47,10 +53,17 @@ class Ask:
             raise BadRequest(f"scope = {self.scope!r} is neither 'pass' nor 'row'")
         if not _is_whole(self.row_offset, 0, _MAX_OFFSET):
             raise BadRequest(f"row_offset = {self.row_offset!r} is not a whole number from 0 to 2**62 - 1")
-
+        if self.estimator not in ESTIMATORS:
+            raise BadRequest(f"estimator = {self.estimator!r} is neither 'sampled' nor 'integrated'")
+        if self.tolerance is not None and not _is_share(self.tolerance):
+            raise BadRequest(f"tolerance = {self.tolerance!r} is not a number between 0 and 1, such as 0.05")
         if self.precision not in PRECISIONS:
             raise BadRequest(
                 f"precision = {self.precision!r} is not served; the precisions are {', '.join(PRECISIONS)}"
+            )
+        if self.integrates and self.precision != FLOAT32:
+            raise BadRequest(
+                f"estimator 'integrated' is exact and runs in {FLOAT32}; leave precision out, or use 'sampled'"
             )
 
     @property
@@ -58,10 +71,20 @@ class Ask:
         """Whether every row has networks of its own."""
         return self.scope == "row"
 
-    def rows(self, first: int, count: int) -> range | None:
-        """Return the indices that the noise of some rows depends on; None where it depends on none."""
+    @property
+    def integrates(self) -> bool:
+        """Whether each output's last site is integrated."""
+        return self.estimator == INTEGRATED
+
+    def rows(self, first: int, count: int, places: Sequence[int] | None = None) -> Sequence[int] | None:
+        """Return the indices that the noise of some rows depends on, or of those at some places among them.
+
+        None where it depends on none.
+        """
         start = self.row_offset + first
-        return range(start, start + count) if self.per_row else None
+        if not self.per_row:
+            return None
+        return range(start, start + count) if places is None else [start + place for place in places]
 
 
 def choose_seed(seed: Seed, default: int) -> int:
@@ -71,13 +94,24 @@ def choose_seed(seed: Seed, default: int) -> int:
     return default if seed == "default" else seed
 
 
-def quantities_of(outputs: Sequence[Output], asked: Sequence[str] | None) -> list[tuple[str, ...]]:
+def quantities_of(
+    outputs: Sequence[Output], asked: Sequence[str] | None, tolerance: float | None = None
+) -> list[tuple[str, ...]]:
     """Return what to compute for each output: `name` for all, `output.name` for one of several.
 
+    With a tolerance, what it reached comes unasked.
+
     Raises:
-        InvalidQuantity: A name is unknown, or not this output's.
+        InvalidQuantity: A name is unknown, or not this output's, or rows would need equally many passes for it.
     """
-    return [check(output, _own(output, asked or (), outputs)) for output in outputs]
+    reached = REACHED if tolerance is not None else ()
+    wanted = [check(output, [*reached, *_own(output, asked or (), outputs)]) for output in outputs]
+    if tolerance is not None and any(needs_samples(names) for names in wanted):
+        raise InvalidQuantity(
+            "samples and quantiles are of equally many passes for all rows, which a tolerance does not give; leave out "
+            "one or the other"
+        )
+    return wanted
 
 
 def _own(output: Output, asked: Sequence[str], outputs: Sequence[Output]) -> list[str]:
@@ -94,6 +128,10 @@ def _own(output: Output, asked: Sequence[str], outputs: Sequence[Output]) -> lis
 
 def _owner(quantity: str, names: set[str]) -> str | None:
     return next((name for name in names if quantity.startswith(f"{name}.")), None)
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and 0 < value < 1
 
 
 def _is_whole(value: object, least: int, most: int) -> bool:

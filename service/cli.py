@@ -31,6 +31,8 @@ Rate = Annotated[float | None, typer.Option("--p", help="A drop rate for the who
 Seed = Annotated[int | None, typer.Option(help="The noise's seed; the model's own if left out.")]
 Scope = Annotated[str, typer.Option(help="'pass': one pass is one network for all rows; 'row': each row has its own.")]
 Precision = Annotated[str, typer.Option(help="What products run in: float32, or bfloat16: faster and coarser.")]
+Estimator = Annotated[str, typer.Option(help="'integrated': the last site before a linear output exactly.")]
+Tolerance = Annotated[float | None, typer.Option(help="End a row's passes at this relative error of its variances.")]
 Quantities = Annotated[list[str] | None, typer.Option("--quantity", help="One more quantity; may be given again.")]
 
 
@@ -138,6 +140,8 @@ def predict(
     p: Rate = None,
     seed: Seed = None,
     scope: Scope = "pass",
+    estimator: Estimator = "sampled",
+    tolerance: Tolerance = None,
     precision: Precision = "float32",
     quantity: Quantities = None,
     device: Device = "cpu",
@@ -153,7 +157,9 @@ def predict(
 
     predictor = Predictor.load(folder, version, check_device(device))
     given = read_rows_file(rows, predictor.inputs)
-    prediction = predictor.predict(given, **_asked(passes, variant, p, seed, scope, precision, quantity))
+    prediction = predictor.predict(
+        given, **_asked(passes, variant, p, seed, scope, estimator, tolerance, precision, quantity)
+    )
     card = read_card(folder, version)
     told = answer(card.name, card.version, predictor.outputs, prediction)
     print(orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY).decode())
@@ -165,11 +171,13 @@ def _asked(
     p: float | None,
     seed: int | None,
     scope: str,
+    estimator: str,
+    tolerance: float | None,
     precision: str,
     quantities: list[str] | None,
 ) -> dict[str, Any]:
-    asked = {"passes": passes, "variant": variant, "p": p, "scope": scope, "quantities": quantities}
-    asked["precision"] = precision
+    asked: dict[str, Any] = {"passes": passes, "variant": variant, "p": p, "scope": scope}
+    asked |= {"estimator": estimator, "tolerance": tolerance, "precision": precision, "quantities": quantities}
     return asked | ({} if seed is None else {"seed": seed})
 
 
@@ -185,12 +193,14 @@ def score(
     p: Rate = None,
     seed: Seed = None,
     scope: Scope = "pass",
+    estimator: Estimator = "sampled",
+    tolerance: Tolerance = None,
     precision: Precision = "float32",
     quantity: Quantities = None,
     device: Device = "cpu",
 ) -> None:
     """Score a CSV file into a CSV file: one row of mean, variance and quantities for each row."""
-    asked = _asked(passes, variant, p, seed, scope, precision, quantity)
+    asked = _asked(passes, variant, p, seed, scope, estimator, tolerance, precision, quantity)
     if url is not None:
         from service.scoring.remote import score_remotely
 

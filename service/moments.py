@@ -54,6 +54,10 @@ class Moments:
         )  # fmt: skip
         return Moments(n, self.mean + d * (b / n), m2, m3, m4)
 
+    def of_rows(self, rows: Tensor) -> "Moments":
+        """Return the moments of some rows, named by truth values or indices."""
+        return Moments(self.count, self.mean[rows], self.m2[rows], self.m3[rows], self.m4[rows])
+
     @property
     def variance(self) -> Tensor:
         """The unbiased variance between passes: Σ(x - mean)² / (N - 1)."""

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from service.datasheet import MAX_PASSES
 from service.dropout import BY_NAME, Kind, Variant
-from service.errors import InvalidPlan, NoActiveSite
+from service.errors import BadRequest, InvalidPlan, NoActiveSite
 from service.graph.sites import Site
 
 TRAINED = "trained"
@@ -75,6 +76,21 @@ def fixed_passes(plan: Plan) -> int | None:
         told = ", ".join(f"{name} {passes}" for name, passes in wanted.items())
         raise InvalidPlan(f"sites need different numbers of passes: {told}; give them one number of masks")
     return next(iter(wanted.values()), None)
+
+
+def choose_passes(plan: Plan, asked: int | None, default: int, tolerance: float | None = None) -> int:
+    """Return how many passes a plan runs: those asked for, its fixed number, or the default; at most with a tolerance.
+
+    Raises:
+        BadRequest: Another number than its fixed one is asked for, or a tolerance where there is one.
+        InvalidPlan: Two sites need different numbers.
+    """
+    fixed = fixed_passes(plan)
+    if fixed is not None and tolerance is not None:
+        raise BadRequest(f"this plan is an ensemble of {fixed} fixed masks, which all run; leave the tolerance out")
+    if fixed is not None and asked not in (None, fixed):
+        raise BadRequest(f"passes = {asked!r}, but this plan is an ensemble of {fixed} fixed masks; ask for {fixed}")
+    return asked if asked is not None else fixed or (default if tolerance is None else MAX_PASSES)
 
 
 def fitting(site: Site) -> tuple[str, ...]:

@@ -11,11 +11,12 @@ class Prediction:
     """The statistics of N stochastic passes over B rows.
 
     Attributes:
-        passes: N.
+        passes: N; the most of any row with a tolerance.
         seed: The seed of the noise; the same seed gives the same answer.
         scope: `pass` (one sampled network for all rows) or `row` (one for each row).
         outputs: For each output, its quantities by name, each a CPU tensor [B, …]; `mean` and `variance` first.
         noise: For each output, whether the observation noise is `known` or `unknown`.
+        estimator: `sampled`, or `integrated`: each output's last site was integrated exactly, the others sampled.
         notes: What the caller should know of how it was served, such as sites where another form stood in.
     """
 
@@ -24,6 +25,7 @@ class Prediction:
     scope: str
     outputs: Mapping[str, Mapping[str, Tensor]]
     noise: Mapping[str, str]
+    estimator: str = "sampled"
     notes: tuple[str, ...] = ()
 
     @property

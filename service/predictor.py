@@ -11,11 +11,11 @@ from threading import Lock
 from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.export import ExportedProgram
+from torch import nn
 from torch.export.passes import move_to_device_pass
 
-from service.ask import Ask, Seed, choose_seed, quantities_of
+from service.ask import SAMPLED, Ask, Seed, choose_seed, quantities_of
+from service.conditional import check_linear
 from service.datasheet import Datasheet
 from service.errors import BadRequest, InvalidInput, InvalidPlan, NoActiveSite
 from service.folder import read_card, write_folder
@@ -25,10 +25,9 @@ from service.graph.capture import Captured, Example, capture, from_program
 from service.graph.compiled import Compiled, couples_rows
 from service.graph.layout import note_layouts
 from service.graph.precision import FLOAT32
-from service.graph.program import plain_outputs
+from service.graph.program import drop_traces, plain_outputs
 from service.graph.signature import described_inputs, described_outputs
-from service.graph.sites import Site
-from service.plan import Override, Plan, fitting, fixed_passes, make_plan
+from service.plan import Override, Plan, choose_passes, fitting, make_plan
 from service.prediction import Prediction, unfinite_rows
 from service.quantities import known_noise
 from service.rows import Given, read_rows
@@ -37,6 +36,7 @@ from service.signature import Input, Output, Task
 
 MEMORY_BYTES = 1 << 30  # what one request may hold at once
 _PLANS_KEPT = 32
+_EXACT = ("every active site is integrated: mean and variance are exact, whatever the passes and the seed",)
 
 
 class Predictor:
@@ -69,7 +69,7 @@ class Predictor:
         self.inputs = described_inputs(captured, inputs)
         self.outputs = described_outputs(captured, outputs)
         drop_entangled(captured.program.graph.graph)
-        self.sites, self.lost = _listed(captured), captured.lost
+        self.sites, self.lost = captured.sites(), captured.lost
         self.seed, self.variant = seed, variant
         self._own_passes = passes
         self.couples_rows = couples_rows(captured)
@@ -128,6 +128,8 @@ class Predictor:
         seed: Seed = "default",
         scope: str = "pass",
         row_offset: int = 0,
+        estimator: str = SAMPLED,
+        tolerance: float | None = None,
         quantities: Sequence[str] | None = None,
         memory_bytes: int = MEMORY_BYTES,
         precision: str = FLOAT32,
@@ -143,6 +145,12 @@ class Predictor:
             seed: The noise's seed; None draws a fresh one, which the answer tells.
             scope: `pass`: one pass is one network for all rows; `row`: every row has networks of its own.
             row_offset: Index of the first row in a larger table, for row scope.
+            estimator: `sampled`: passes sample every site; `integrated`: each output's last site, `bernoulli`,
+                `gaussian` or `dropconnect` right before a linear output, is integrated exactly and the others are
+                sampled, so that mean and variance are as unbiased and vary less from seed to seed.
+            tolerance: A row's passes end at 64, 128, 256, … once the relative standard error of all its variances is
+                below this, and `passes` is the most it may take, 10 000 for None; `variance_error` and `passes_used`
+                tell what was reached. None runs all passes for all rows.
             quantities: What to compute besides the task's defaults.
             memory_bytes: A ceiling on what is held at once besides the inputs and the answer.
             precision: What products run in: `float32`, or `bfloat16`, which is faster and coarser.
@@ -154,19 +162,27 @@ class Predictor:
             TooLarge: Samples or quantiles would not fit into memory.
         """
         plan = make_plan(self.sites, variant or self.variant, p, sites)
-        ask = Ask(_passes(plan, passes, self._own_passes), choose_seed(seed, self.seed), scope, row_offset, precision)
+        count = choose_passes(plan, passes, self._own_passes, tolerance)
+        own_seed = choose_seed(seed, self.seed)
+        ask = Ask(count, own_seed, scope, row_offset, estimator, tolerance, precision)
         if ask.per_row and self.couples_rows:
             raise BadRequest(
                 "scope 'row' gives rows networks of their own, but this network couples its rows; use 'pass'"
             )
-        wanted = quantities_of(self.outputs, quantities)
+        wanted = quantities_of(self.outputs, quantities, tolerance)
         tensors = read_rows(self.inputs, inputs, self.device)
         compiled = self._compile(plan, precision)
+        own_notes = (*compiled.notes, *self._fixed_outputs(compiled))
+        if ask.integrates:
+            for output, names in zip(self.outputs, wanted, strict=True):
+                check_linear(output, names)
+            compiled = self._compile(plan, integrated=True)
+            own_notes += _EXACT if not any(compiled.stochastic) else ()
         run = Run(self._captured, compiled, self.outputs, wanted, ask, memory_bytes, self.couples_rows)
         answers = run.answers(tensors)
         noise = {output.name: "known" if known_noise(output) else "unknown" for output in self.outputs}
-        notes = (*self._eval_modules(), *compiled.notes, *self._fixed_outputs(compiled), *unfinite_rows(answers))
-        return Prediction(ask.passes, ask.seed, scope, answers, noise, notes)
+        notes = (*self._eval_modules(), *own_notes, *run.unsettled(answers), *unfinite_rows(answers))
+        return Prediction(run.passes_of(answers), ask.seed, scope, answers, noise, estimator, notes)
 
     @property
     def passes(self) -> int:
@@ -186,14 +202,18 @@ class Predictor:
         variant: str | None = None,
         p: float | None = None,
         sites: Mapping[str, Override] | None = None,
+        tolerance: float | None = None,
     ) -> int:
         """Return how many passes a call runs: those it names, its plan's fixed number, or the model's own.
+
+        With a tolerance, how many it may run.
 
         Raises:
             BadRequest: It names another number than its plan's fixed one.
             InvalidPlan: The variant, rate or site does not fit; NoActiveSite if nothing would be random.
         """
-        return _passes(make_plan(self.sites, variant or self.variant, p, sites), passes, self._own_passes)
+        plan = make_plan(self.sites, variant or self.variant, p, sites)
+        return choose_passes(plan, passes, self._own_passes, tolerance)
 
     def fitting(self, site: str) -> tuple[str, ...]:
         """Return the names of the variants that fit a site.
@@ -237,20 +257,21 @@ class Predictor:
         own = self.passes, self.seed, self.variant, dict(score or {}), self.lost
         sheet = Datasheet(self.inputs, outputs, description, *own)
         program = plain_outputs(self._captured.exported, self._captured.program)
-        _drop_traces(program)
+        drop_traces(program)
         return write_folder(Path(folder), program, sheet, version)
 
     def mode(self, scope: str = "pass", **plan: Any) -> str:
         """Return how the passes of a plan run together: folded, vmapped or looped."""
         return self._compile(make_plan(self.sites, **{"variant": self.variant, **plan})).mode(scope == "row")
 
-    def _compile(self, plan: Plan, precision: str = FLOAT32) -> Compiled:
-        acting = ((name, variant.name, *variant.parameters().items()) for name, variant in plan.items())
-        key = (precision, *sorted(acting))
+    def _compile(self, plan: Plan, precision: str = FLOAT32, integrated: bool = False) -> Compiled:
+        named = sorted((name, variant.name, *variant.parameters().items()) for name, variant in plan.items())
+        key = (precision, integrated, *named)
         with self._lock:
             if key not in self._compiled:
-                compiled = Compiled(self._captured, plan, precision)
-                if not any(compiled.stochastic):
+                outputs = tuple(output.name for output in self.outputs) if integrated else ()
+                compiled = Compiled(self._captured, plan, precision, outputs)
+                if not integrated and not any(compiled.stochastic):
                     raise NoActiveSite(f"the sites {', '.join(plan)} do not reach any output; activate others")
                 self._compiled[key] = compiled
             self._compiled.move_to_end(key)
@@ -270,30 +291,7 @@ class Predictor:
         )
 
 
-def _listed(captured: Captured) -> tuple[Site, ...]:
-    """Return all sites: those that a layer stands for, weights, then those that only a request makes random."""
-    located = [each.site for each in captured.activation_sites()]
-    layers = [site for site in located if site.variant is not None]
-    others = [*(weight.site for weight in captured.weights), *(cell.site for cell in captured.cells)]
-    return (*layers, *others, *(site for site in located if site not in layers))
-
-
-def _passes(plan: Plan, asked: int | None, default: int) -> int:
-    fixed = fixed_passes(plan)
-    if fixed is not None and asked not in (None, fixed):
-        raise BadRequest(f"passes = {asked!r}, but this plan is an ensemble of {fixed} fixed masks; ask for {fixed}")
-    return asked if asked is not None else fixed or default
-
-
 def _task(task: str) -> Task:
     if task not in tuple(Task):
         raise InvalidInput(f"task = {task!r} is not known; give one of {', '.join(Task)}")
     return Task(task)
-
-
-def _drop_traces(program: ExportedProgram) -> None:
-    """Drop the stack traces: they name the directories of the machine that exported the network."""
-    for module in program.graph_module.modules():
-        if isinstance(module, fx.GraphModule):
-            for node in module.graph.nodes:
-                node.meta.pop("stack_trace", None)

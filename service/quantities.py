@@ -9,6 +9,8 @@ run in float64; what is served is float32, and labels are int64.
     variation_ratio      1 - f / N                      f: how many passes chose the most chosen class
     noise_variance       1/τ, or (1/N) Σ exp(s_t)       of a Gaussian output's log-variance s (Kendall & Gal 2017)
     total_variance       variance + noise_variance      the law of total variance
+    variance_error       √(Var[variance]) / variance    its relative standard error; not a number where it is 0
+    passes_used          N                              of each row, which a tolerance may have ended
 """
 
 import re
@@ -26,7 +28,8 @@ from service.signature import Activation, Output, Task
 _MOMENTS = ("mean", "variance")
 _ENTROPIES = ("entropy", "expected_entropy", "mutual_information")
 _NOISE = ("noise_variance", "total_variance")
-_ANY_TASK = ("standard_error", "deterministic", "samples")
+REACHED = ("variance_error", "passes_used")
+_ANY_TASK = ("standard_error", *REACHED, "deterministic", "samples")
 DEFAULTS: Mapping[Task, tuple[str, ...]] = MappingProxyType(
     {
         Task.CLASSIFICATION: (*_MOMENTS, "label", "probability", *_ENTROPIES, "variation_ratio"),
@@ -80,13 +83,11 @@ class Accumulator:
     Args:
         output: What the output means.
         quantities: What to compute, as `check` returned it.
-        passes: How many passes will come, N.
     """
 
-    def __init__(self, output: Output, quantities: Sequence[str], passes: int) -> None:
+    def __init__(self, output: Output, quantities: Sequence[str]) -> None:
         self._output = output
         self._quantities = tuple(quantities)
-        self._passes = passes
         self._moments: Moments | None = None
         self._expected_entropy: Tensor | None = None
         self._noise: Tensor | None = None
@@ -109,6 +110,25 @@ class Accumulator:
         if log_variance is not None:
             self._noise = _plus(self._noise, log_variance.exp().sum(0))
 
+    def spread(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean, variance, and the variance's relative standard error, of the passes so far [B, …] each."""
+        moments = self._taken()
+        return moments.mean, moments.variance, moments.variance_standard_error / moments.variance
+
+    def of_rows(self, rows: Tensor) -> "Accumulator":
+        """Return the statistics of some rows, named by truth values [B]."""
+        chosen = Accumulator(self._output, self._quantities)
+        chosen._moments = self._taken().of_rows(rows)
+        chosen._expected_entropy = None if self._expected_entropy is None else self._expected_entropy[rows]
+        chosen._noise = None if self._noise is None else self._noise[rows]
+        chosen._votes = None if self._votes is None else self._votes[rows]
+        chosen._kept = [each[:, rows.cpu()] for each in self._kept]
+        return chosen
+
+    def _taken(self) -> Moments:
+        assert self._moments is not None, "add comes first"
+        return self._moments
+
     def finish(self, deterministic: Tensor | None = None) -> dict[str, Tensor]:
         """Return the quantities by name, each [B, …] on the CPU.
 
@@ -120,17 +140,18 @@ class Accumulator:
         return {name: (x if x.dtype == torch.int64 else x.float()).cpu() for name, x in served.items()}
 
     def _found(self, deterministic: Tensor | None) -> dict[str, Tensor]:
-        moments = self._moments
-        assert moments is not None, "finish comes after add"
+        moments = self._taken()
         found = {"mean": moments.mean, "variance": moments.variance, "standard_error": moments.standard_error}
+        if any(name in self._quantities for name in REACHED):
+            found |= {"variance_error": self.spread()[2], "passes_used": passes_used(moments)}
         if self._output.task is Task.CLASSIFICATION:
             found["probability"], found["label"] = moments.mean.max(self._axis(0))
         if self._expected_entropy is not None:
             found["entropy"] = self._entropy(moments.mean, 0)
-            found["expected_entropy"] = self._expected_entropy / self._passes
+            found["expected_entropy"] = self._expected_entropy / moments.count
             found["mutual_information"] = found["entropy"] - found["expected_entropy"]
         if self._votes is not None:
-            found["variation_ratio"] = 1 - self._votes.amax(-1).double() / self._passes
+            found["variation_ratio"] = 1 - self._votes.amax(-1).double() / moments.count
         if "noise_variance" in self._quantities:
             found["noise_variance"] = self._noise_variance(moments)
             found["total_variance"] = moments.variance + found["noise_variance"]
@@ -165,7 +186,7 @@ class Accumulator:
 
     def _noise_variance(self, moments: Moments) -> Tensor:
         if self._noise is not None:
-            return self._noise / self._passes
+            return self._noise / moments.count
         assert self._output.noise_precision is not None
         return torch.full_like(moments.mean, 1 / self._output.noise_precision)
 
@@ -180,6 +201,11 @@ class Accumulator:
         """Return the class axis behind this many axes in front of the batch."""
         axis = self._output.class_axis
         return axis + leading if axis >= 0 else axis
+
+
+def passes_used(moments: Moments) -> Tensor:
+    """Return the number of passes of each row [B]."""
+    return torch.full((len(moments.mean),), moments.count, dtype=torch.int64)
 
 
 def _plus(total: Tensor | None, more: Tensor) -> Tensor:

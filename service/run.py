@@ -3,14 +3,17 @@
 It does not know who asked or what else is running.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from service.ask import Ask
+from service.conditional import ConditionalAccumulator
+from service.datasheet import MIN_PASSES
 from service.errors import TooLarge
 from service.graph.capture import Captured
 from service.graph.compiled import Compiled, Draw
@@ -18,9 +21,11 @@ from service.graph.footprint import Footprint
 from service.graph.nodes import returned, value_of
 from service.quantities import Accumulator, needs_samples
 from service.signature import Output
+from service.tolerance import gather, looks, settled, unsettled_rows
 
 CHUNK_BYTES = 16 << 20  # what runs together should stay in the processor's cache
 Answers = dict[str, dict[str, Tensor]]
+Statistics = Accumulator | ConditionalAccumulator
 
 
 @dataclass(frozen=True)
@@ -53,26 +58,98 @@ class Run:
         """
         rows = len(tensors[0])
         self._check_samples([tuple(each.shape) for each in tensors])
-        block, chunk = self._portions(self.compiled.footprint(tensors, self.ask.per_row), rows)
-        parts = [self._block(tuple(x[at : at + block] for x in tensors), at, chunk) for at in range(0, rows, block)]
+        footprint = self.compiled.footprint(tensors, self.ask.per_row)
+        block, _ = self._portions(footprint, rows)
+        parts = [self._block(tuple(x[at : at + block] for x in tensors), at, footprint) for at in range(0, rows, block)]
         return {
             output.name: {name: torch.cat([part[index][name] for part in parts]) for name in names}
             for index, (output, names) in enumerate(zip(self.outputs, self.wanted, strict=True))
         }
 
-    def _block(self, tensors: tuple[Tensor, ...], first_row: int, chunk: int) -> list[dict[str, Tensor]]:
-        """Run all passes of some rows and return each output's quantities."""
-        shapes, ask = [tuple(each.shape) for each in tensors], self.ask
-        rows = ask.rows(first_row, len(tensors[0]))
+    def unsettled(self, answers: Answers) -> tuple[str, ...]:
+        """Return a note for each output with rows that did not reach the tolerance, where there is one."""
+        if self.ask.tolerance is None:
+            return ()
+        pairs = zip(self.outputs, self._reached_by_noise(), strict=True)
+        noisy = {output.name: answers[output.name] for output, reached in pairs if reached}
+        return unsettled_rows(noisy, self.ask.tolerance)
+
+    def passes_of(self, answers: Answers) -> int:
+        """Return how many passes ran: N, or the most of any row with a tolerance."""
+        if self.ask.tolerance is None:
+            return self.ask.passes
+        return max(int(found["passes_used"].max()) for found in answers.values())
+
+    def _block(self, tensors: tuple[Tensor, ...], first_row: int, footprint: Footprint) -> list[dict[str, Tensor]]:
+        """Run all passes of some rows, or as many as each row needs, and return each output's quantities."""
         pairs = zip(self.outputs, self.wanted, strict=True)
-        accumulators = [Accumulator(output, names, ask.passes) for output, names in pairs]
-        values = self.compiled.trunk(tensors)
-        for first in range(0, ask.passes, chunk):
-            draw = Draw(ask.seed, first, min(chunk, ask.passes - first), rows)
-            for accumulator, raw in zip(accumulators, self.compiled.run(values, shapes, draw), strict=True):
-                accumulator.add(raw)
-        off = self._deterministic(tensors)
-        return [accumulator.finish(plain) for accumulator, plain in zip(accumulators, off, strict=True)]
+        accumulators = [self._accumulator(output, names) for output, names in pairs]
+        off, parts, first = self._deterministic(tensors), [], 0
+        running = torch.arange(len(tensors[0]), device=tensors[0].device)
+        here, values = tensors, self.compiled.trunk(tensors)
+        for until in self._looks():
+            _, chunk = self._portions(footprint, len(running))
+            noisy = self.ask.rows(first_row, len(tensors[0]), None if here is tensors else running.tolist())
+            self._advance(accumulators, values, here, Draw(self.ask.seed, first, until - first, noisy), chunk)
+            done, first = self._done(accumulators, running, until), until
+            if bool(done.any()):
+                ended = accumulators if bool(done.all()) else [each.of_rows(done) for each in accumulators]
+                own = [None if each is None else each[running[done]] for each in off]
+                finished = [one.finish(plain) for one, plain in zip(ended, own, strict=True)]
+                parts.append((running[done].cpu(), finished))
+            if bool(done.all()):
+                break
+            if bool(done.any()):
+                left = (~done).nonzero().flatten()
+                running, here = running[left], tuple(each[left] for each in here)
+                values = self.compiled.trunk_of_rows(values, here, left)
+                accumulators = [each.of_rows(~done) for each in accumulators]
+        return gather(parts)
+
+    def _advance(
+        self,
+        accumulators: Sequence[Statistics],
+        values: tuple[Any, ...],
+        tensors: tuple[Tensor, ...],
+        draws: Draw,
+        chunk: int,
+    ) -> None:
+        """Run passes of some rows in chunks."""
+        shapes = [tuple(each.shape) for each in tensors]
+        end = draws.first_pass + draws.passes
+        for first in range(draws.first_pass, end, chunk):
+            draw = replace(draws, first_pass=first, passes=min(chunk, end - first))
+            for accumulator, raw in zip(accumulators, self._by_output(values, shapes, draw), strict=True):
+                accumulator.add(*raw)
+
+    def _looks(self) -> Iterable[int]:
+        """Return the numbers of passes at which rows may end."""
+        if not any(self.compiled.stochastic):
+            return (MIN_PASSES,)  # equal ones, as many as a variance needs
+        return (self.ask.passes,) if self.ask.tolerance is None else looks(self.ask.passes)
+
+    def _done(self, accumulators: Sequence[Statistics], running: Tensor, passes: int) -> Tensor:
+        """Tell of each running row [B] whether its passes end here; coupled rows end together."""
+        done = torch.ones_like(running, dtype=torch.bool)
+        if self.ask.tolerance is None or passes == self.ask.passes or not any(self.compiled.stochastic):
+            return done
+        for accumulator, reached in zip(accumulators, self._reached_by_noise(), strict=True):
+            done &= settled(*accumulator.spread(), self.ask.tolerance) if reached else True
+        return done.all().expand_as(done) if self.couples_rows else done
+
+    def _reached_by_noise(self) -> list[bool]:
+        """Tell for each output whether passes differ."""
+        return [any(self.compiled.stochastic[index :: len(self.outputs)]) for index in range(len(self.outputs))]
+
+    def _accumulator(self, output: Output, names: tuple[str, ...]) -> Statistics:
+        return ConditionalAccumulator(output, names) if self.ask.integrates else Accumulator(output, names)
+
+    def _by_output(
+        self, values: tuple[Any, ...], shapes: Sequence[tuple[int, ...]], draw: Draw
+    ) -> list[tuple[Tensor, ...]]:
+        """Run passes: of each output [S, B, …] its values, or its conditional means and variances."""
+        found, count = self.compiled.run(values, shapes, draw), len(self.outputs)
+        return [tuple(found[index::count]) for index in range(count)]
 
     def _deterministic(self, tensors: tuple[Tensor, ...]) -> Sequence[Tensor | None]:
         """Return the outputs with everything off, where they were asked for."""

@@ -39,6 +39,8 @@ class PredictRequest(BaseModel):
         seed: The noise's seed; null asks for a fresh one; the model's own where left out.
         scope: `pass`: one pass is one network for all rows; `row`: every row has networks of its own.
         row_offset: Index of the first row in a larger table, for scope `row`.
+        estimator: `sampled`, or `integrated`: the last site before each linear output exactly, the others sampled.
+        tolerance: The relative standard error of a row's variances at which its passes end; `passes` is then the most.
         precision: What products run in: `float32`, or `bfloat16`, which is faster and coarser.
         quantities: What to answer besides the task's defaults; `<output>.<quantity>` where there are several outputs.
     """
@@ -55,6 +57,13 @@ class PredictRequest(BaseModel):
     seed: Annotated[StrictInt | None, Field(description="null asks for a fresh one")] = None
     scope: Literal["pass", "row"] = "pass"
     row_offset: Annotated[StrictInt, Field(ge=0)] = 0
+    estimator: Annotated[
+        Literal["sampled", "integrated"],
+        Field(description="'integrated': the last site before a linear output exactly"),
+    ] = "sampled"
+    tolerance: Annotated[
+        Number | None, Field(description="end a row's passes at this relative error of its variances, such as 0.05")
+    ] = None
     precision: Annotated[str, Field(description="what products run in: 'float32' or 'bfloat16'")] = "float32"
     quantities: list[str] = []
 
@@ -62,9 +71,10 @@ class PredictRequest(BaseModel):
         """Return what `Predictor.predict` is given, besides the rows."""
         sites = {name: _plain(override) for name, override in (self.sites or {}).items()}
         seed = {"seed": self.seed} if "seed" in self.model_fields_set else {}
-        own = {"passes": self.passes, "variant": self.variant, "p": self.p, "sites": sites, "scope": self.scope}
-        how = {"row_offset": self.row_offset, "precision": self.precision, "quantities": self.quantities}
-        return own | how | seed
+        own: dict[str, Any] = {"passes": self.passes, "variant": self.variant, "p": self.p, "sites": sites}
+        own |= {"scope": self.scope, "row_offset": self.row_offset, "estimator": self.estimator}
+        own |= {"tolerance": self.tolerance, "precision": self.precision, "quantities": self.quantities}
+        return own | seed
 
 
 def _plain(override: SiteOverride | float | str | None) -> Any:
@@ -77,9 +87,10 @@ class PredictResponse(BaseModel):
     Attributes:
         model: Who answered.
         version: Its version.
-        passes: How many passes ran, N.
+        passes: How many passes ran, N; the most of any row with a tolerance.
         seed: The noise's seed; the same seed gives the same answer.
         scope: As asked.
+        estimator: As asked.
         mean: The mean over passes [rows, …]; an object by output name where there are several outputs.
         variance: The variance between passes [rows, …], divided by N - 1.
         noise: `known` where the observation noise is, else `unknown`: then this is no prediction interval.
@@ -93,6 +104,7 @@ class PredictResponse(BaseModel):
     passes: int
     seed: int
     scope: Literal["pass", "row"]
+    estimator: Literal["sampled", "integrated"]
     mean: Any
     variance: Any
     noise: Any

@@ -82,6 +82,16 @@ def test_predict_takes_a_precision(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_predict_takes_an_estimator_and_a_tolerance(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = DIABETES / "example.csv"
+    found = json.loads(run(capsys, "predict", DIABETES, rows, "--tolerance", 0.3))
+    assert set(found["passes_used"]) <= {64, 128, 256, 512}
+    assert found["estimator"] == "sampled"
+    assert "estimator 'integrated' needs a linear output" in refused(
+        capsys, "predict", DIABETES, rows, "--estimator", "integrated"
+    )
+
+
 def test_predict_answers_an_example_request_as_the_server_does(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(run(capsys, "predict", ROOT / "models" / "digits", ROOT / "models" / "digits" / "example.json"))
     assert {"mean", "variance", "label", "probability", "mutual_information"} <= set(found)

@@ -32,7 +32,7 @@ def served(
     output: Output, passes: Array, *names: str, plain: Array | None = None, cuts: Sequence[int] = (1, 10)
 ) -> Any:
     """Run the accumulator over chunks and return its quantities as arrays."""
-    accumulator = Accumulator(output, check(output, names), len(passes))
+    accumulator = Accumulator(output, check(output, names))
     for chunk in np.split(passes, cuts):
         accumulator.add(torch.from_numpy(chunk).float())
     given = None if plain is None else torch.from_numpy(plain).float()
@@ -302,7 +302,7 @@ def test_answers_are_float32_and_labels_int64(output: Output) -> None:
 
 @pytest.mark.parametrize("output", [CLASSES, LABELS, NUMBER, GAUSS], ids=lambda output: output.task)
 def test_passes_may_come_as_half_floats(output: Output) -> None:
-    accumulator = Accumulator(output, check(output, ()), 4)
+    accumulator = Accumulator(output, check(output, ()))
     accumulator.add(torch.from_numpy(raw(4, 6)[:4]).bfloat16())
     rounded = torch.from_numpy(raw(4, 6)[:4]).bfloat16().double().numpy()
 

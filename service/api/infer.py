@@ -18,13 +18,16 @@ from service.api.bodies import json_answer
 from service.api.tensors import bytes_of, datatype_of, tensor_from_bytes, tensor_from_json
 from service.errors import BadRequest, InvalidInput, InvalidQuantity
 from service.prediction import Prediction
-from service.quantities import defaults
+from service.quantities import REACHED, defaults
 from service.signature import Input, Output
 from service.wire import PredictRequest, first_problem, parse_json
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _RESERVED = ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output")
-_OURS = ("passes", "variant", "p", "sites", "seed", "scope", "row_offset", "precision")
+_OURS = (
+    *("passes", "variant", "p", "sites", "seed", "scope", "row_offset"),
+    *("estimator", "tolerance", "precision"),
+)
 FRESH = "fresh"
 Parameters = dict[str, StrictStr | StrictBool | StrictInt | StrictFloat]
 
@@ -53,9 +56,9 @@ class InferOutput(BaseModel):
 class InferRequest(BaseModel):
     """The JSON of `POST /v2/models/{model}/infer`.
 
-    `parameters` takes `passes`, `variant`, `p`, `seed` (a number, or "fresh"), `scope`, `row_offset`, `precision`, and
-    `sites` as a string that holds a JSON object. `outputs` names quantities: `mean`, `variance`, `entropy`,
-    `quantile_0.9`, …; `<output>.<quantity>` where there are several outputs.
+    `parameters` takes `passes`, `variant`, `p`, `seed` (a number, or "fresh"), `scope`, `row_offset`, `estimator`,
+    `tolerance`, `precision`, and `sites` as a string that holds a JSON object. `outputs` names quantities: `mean`,
+    `variance`, `entropy`, `quantile_0.9`, …; `<output>.<quantity>` where there are several outputs.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -179,9 +182,15 @@ def output_names(outputs: tuple[Output, ...]) -> list[str]:
     return [_tensor_name(output, what, outputs) for output in outputs for what in ("mean", "variance")]
 
 
+def _reached(outputs: tuple[Output, ...], inference: Inference) -> list[str]:
+    """Return the names of the tensors that tell what a tolerance reached, where one is given."""
+    given = "tolerance" in inference.request.parameters
+    return [_tensor_name(output, what, outputs) for output in outputs for what in REACHED] if given else []
+
+
 def known_tensors(outputs: tuple[Output, ...]) -> list[tuple[Output, str, str]]:
     """Return (output, quantity, tensor name) of what may be asked for, quantiles aside."""
-    extra = ("standard_error", "deterministic", "samples")
+    extra = ("standard_error", *REACHED, "deterministic", "samples")
     return [
         (output, what, _tensor_name(output, what, outputs))
         for output in outputs
@@ -202,7 +211,8 @@ def write_inference(
         for output in outputs
         for what, values in prediction.outputs[output.name].items()
     }
-    asked = inference.request.outputs or [InferOutput(name=name) for name in output_names(outputs)]
+    unasked = [*output_names(outputs), *_reached(outputs, inference)]
+    asked = inference.request.outputs or [InferOutput(name=name) for name in unasked]
     every = bool(inference.request.parameters.get("binary_data_output", False)) or inference.raw
     described, raw = [], []
     for each in asked:
@@ -226,7 +236,8 @@ def _answer_parameters(prediction: Prediction) -> dict[str, Any]:
     several = len(prediction.noise) > 1
     noise = {f"{name}.noise" if several else "noise": known for name, known in prediction.noise.items()}
     notes = {"notes": "; ".join(prediction.notes)} if prediction.notes else {}
-    return {"passes": prediction.passes, "seed": prediction.seed, "scope": prediction.scope, **noise, **notes}
+    told = {"passes": prediction.passes, "seed": prediction.seed, "scope": prediction.scope}
+    return {**told, "estimator": prediction.estimator, **noise, **notes}
 
 
 def _binary(content: dict[str, Any], raw: list[bytes]) -> Response:

@@ -116,12 +116,18 @@ def _inputs(predictor: Predictor) -> list[dict[str, Any]]:
 
 def _outputs(predictor: Predictor) -> list[dict[str, Any]]:
     return [
-        {"name": name, "datatype": "INT64" if what == "label" else "FP32", "shape": _shape(output, what)}
+        {
+            "name": name,
+            "datatype": "INT64" if what in ("label", "passes_used") else "FP32",
+            "shape": _shape(output, what),
+        }
         for output, what, name in known_tensors(predictor.outputs)
     ]
 
 
 def _shape(output: Output, what: str) -> list[int]:
+    if what == "passes_used":
+        return [-1]
     row = list(output.shape)
     if output.task is Task.GAUSSIAN and row and row[-1] > 0:
         row[-1] //= 2
@@ -129,6 +135,7 @@ def _shape(output: Output, what: str) -> list[int]:
         "mean",
         "variance",
         "standard_error",
+        "variance_error",
         "deterministic",
         "samples",
     ):

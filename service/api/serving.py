@@ -65,7 +65,9 @@ class Serving:
         """
         rows = max((len(each) for each in inputs.values() if getattr(each, "ndim", 0)), default=0)
         asked = request.arguments()
-        named = {key: asked[key] for key in ("passes", "variant", "p", "sites")}
+        if asked["tolerance"] is not None and asked["passes"] is None:
+            asked["passes"] = self.settings.max_passes
+        named = {key: asked[key] for key in ("passes", "variant", "p", "sites", "tolerance")}
         self._check_limits(rows, predictor.passes_of(**named))
         return predictor.predict(inputs, memory_bytes=self.settings.memory_bytes, **asked)
 

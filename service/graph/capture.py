@@ -26,7 +26,7 @@ from service.graph.program import Program, read_program
 from service.graph.proof import prove_capture, prove_purity
 from service.graph.purify import purify
 from service.graph.shapes import Symbols
-from service.graph.sites import SITE, Canon, LocatedSite, Trained, site_nodes
+from service.graph.sites import SITE, Canon, LocatedSite, Site, Trained, site_nodes
 from service.graph.training import Arguments, eval_choices, eval_output, export_training
 from service.graph.verify import verify
 from service.graph.weights import WeightSite, find_weights
@@ -59,6 +59,13 @@ class Captured:
     def activation_sites(self) -> list[LocatedSite]:
         """Return the located activation sites in order."""
         return [node.meta[SITE] for node in site_nodes(self.program.graph.graph)]
+
+    def sites(self) -> tuple[Site, ...]:
+        """Return all sites: those that a layer stands for, weights, then those that only a request makes random."""
+        located = [each.site for each in self.activation_sites()]
+        layers = [site for site in located if site.variant is not None]
+        others = [*(weight.site for weight in self.weights), *(cell.site for cell in self.cells)]
+        return (*layers, *others, *(site for site in located if site not in layers))
 
 
 def capture(module: nn.Module, example: Example, device: torch.device | None = None) -> Captured:

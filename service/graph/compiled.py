@@ -17,9 +17,10 @@ from service.errors import SelfCheckFailed
 from service.graph.bit_masks import PackedDropConnect
 from service.graph.capture import Captured
 from service.graph.footprint import Cost, Footprint, Peaks, metered
+from service.graph.integrated import integrate
 from service.graph.layout import change_row, with_rows
 from service.graph.packed import pack_convolutions
-from service.graph.passes import RUNNERS, Mode, can_fold
+from service.graph.passes import RUNNERS, Mode, can_fold, of_rows
 from service.graph.precision import FLOAT32, NOTE
 from service.graph.products import fuse_products
 from service.graph.proof import close
@@ -56,17 +57,30 @@ class Draw:
 class Compiled:
     """A plan of a network.
 
+    Args:
+        captured: The network.
+        plan: The variant of each active site.
+        integrated: The outputs' names where their last sites are integrated: then there are twice as many outputs, the
+            conditional means and behind them the conditional variances.
+
     Attributes:
         notes: What the caller should know, such as sites where another form stands in.
         stochastic: For each output, whether noise reaches it.
     """
 
-    def __init__(self, captured: Captured, plan: Mapping[str, Variant], precision: str = FLOAT32) -> None:
+    def __init__(
+        self,
+        captured: Captured,
+        plan: Mapping[str, Variant],
+        precision: str = FLOAT32,
+        integrated: Sequence[str] = (),
+    ) -> None:
         self._captured = captured
         self._precision = precision
         self._wide = None if precision == FLOAT32 else Compiled(captured, plan)
-        self._rewritten: Rewritten = rewrite(captured, plan, precision=precision)
-        self._fast, self._split = self._fastest(plan)
+        rewritten = rewrite(captured, plan, precision=precision)
+        self._rewritten: Rewritten = integrate(rewritten, integrated) if integrated else rewritten
+        self._fast, self._split = (self._rewritten, split(self._rewritten)) if integrated else self._fastest(plan)
         self.thinned: Thinned | None = thin(self._split, self._fast.noises)
         fuse_products(self._split)
         pack_convolutions(self._split.trunk)
@@ -92,6 +106,18 @@ class Compiled:
             values: tuple[Any, ...] = self._split.trunk(*inputs, len(inputs[0]))
         return values
 
+    def trunk_of_rows(self, values: tuple[Any, ...], inputs: tuple[Tensor, ...], rows: Tensor) -> tuple[Any, ...]:
+        """Return what `trunk` would give for some rows alone.
+
+        Args:
+            values: What it gave for more rows.
+            inputs: The inputs of the rows wanted.
+            rows: Their places among those that `values` is for.
+        """
+        with torch.inference_mode():
+            found = of_rows(self._split, values, rows)
+        return self.trunk(inputs) if found is None else found
+
     def run(self, values: tuple[Any, ...], shapes: Sequence[tuple[int, ...]], draw: Draw) -> list[Tensor]:
         """Run passes; every output [S, B, …], an output that no noise reaches as a view of its one value.
 
@@ -100,16 +126,20 @@ class Compiled:
             shapes: The inputs' shapes.
             draw: Which passes, and the noise for them.
         """
+        count = len(self._split.boundaries)
+        reached, fixed = iter(self._reached(values[:count], shapes, draw)), iter(values[count:])
+        return [next(reached) if noisy else _spread(next(fixed), draw.passes) for noisy in self.stochastic]
+
+    def _reached(self, values: tuple[Any, ...], shapes: Sequence[tuple[int, ...]], draw: Draw) -> list[Tensor]:
+        """Run passes of what noise reaches, if there is anything."""
+        if not any(self.stochastic):
+            return []
         noises = self._draw(shapes, draw)
-        count, rows = len(self._split.boundaries), shapes[0][0]
-        mode = self.mode(per_row=draw.rows is not None)
+        mode, rows = self.mode(per_row=draw.rows is not None), shapes[0][0]
         with torch.inference_mode():
             if draw.rows is None and self.thinned is not None and self._thins(self.thinned, shapes, noises):
-                reached = iter(self.thinned.run(values[:count], noises, rows))
-            else:
-                reached = iter(RUNNERS[mode](self._split, values[:count], noises, rows))
-        fixed = iter(values[count:])
-        return [next(reached) if noisy else _spread(next(fixed), draw.passes) for noisy in self.stochastic]
+                return self.thinned.run(values, noises, rows)
+            return RUNNERS[mode](self._split, values, noises, rows)
 
     def mode(self, per_row: bool) -> Mode:
         """Return how passes run, found at first use by comparison with the whole graph.

@@ -92,6 +92,21 @@ def can_fold(split: Split) -> bool:
     return not any(boundary.layout.entangled for boundary in split.boundaries)
 
 
+def of_rows(split: Split, values: Values, rows: Tensor) -> tuple[Any, ...] | None:
+    """Return what the trunk would give for some of its rows, named by place; None where only the trunk can tell."""
+    layouts = [boundary.layout for boundary in split.boundaries]
+    crossing, fixed = values[: len(layouts)], values[len(layouts) :]
+    for layout, value in zip(layouts, crossing, strict=True):
+        folds_rows = layout.batch is not None and layout.batch.factor != 1
+        if layout.entangled or folds_rows or not (layout.is_tensor and isinstance(value, Tensor)):
+            return None
+    kept = (
+        value if layout.batch is None else value.index_select(layout.batch.axis, rows)
+        for layout, value in zip(layouts, crossing, strict=True)
+    )
+    return (*kept, *(value.index_select(0, rows) for value in fixed))
+
+
 def _repeat(value: Any, boundary: Boundary, passes: int) -> Any:
     batch = boundary.layout.batch
     if batch is None or boundary.shared:

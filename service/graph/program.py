@@ -222,3 +222,11 @@ def _inline(module: fx.GraphModule, node: fx.Node, position: int) -> None:
     module.graph.erase_node(node)
     if not body_node.users:
         module.graph.erase_node(body_node)
+
+
+def drop_traces(program: ExportedProgram) -> None:
+    """Drop the stack traces: they name the directories of the machine that exported the network."""
+    for module in program.graph_module.modules():
+        if isinstance(module, fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)

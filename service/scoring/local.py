@@ -28,6 +28,8 @@ def score_locally(
     sites: Mapping[str, "Override"] | None = None,
     seed: Seed = "default",
     scope: str = "pass",
+    estimator: str = "sampled",
+    tolerance: float | None = None,
     precision: str = "float32",
     quantities: Sequence[str] | None = None,
 ) -> Summary:
@@ -45,6 +47,8 @@ def score_locally(
         sites: Overrides by site.
         seed: The noise's seed, one for the whole file; None draws a fresh one.
         scope: `pass` or `row`.
+        estimator: `sampled` or `integrated`.
+        tolerance: The relative error of a row's variances at which its passes end.
         precision: What products run in.
         quantities: What to compute besides the task's defaults.
 
@@ -52,8 +56,8 @@ def score_locally(
         InvalidInput: With line and column, or what is wrong with the files.
         BadRequest: What is asked for does not fit the model.
     """
-    asked = {"passes": passes, "variant": variant, "p": p, "sites": sites, "scope": scope, "quantities": quantities}
-    asked["precision"] = precision
+    asked: dict[str, Any] = {"passes": passes, "variant": variant, "p": p, "sites": sites, "scope": scope}
+    asked |= {"estimator": estimator, "tolerance": tolerance, "precision": precision, "quantities": quantities}
     asked["seed"] = secrets.randbits(53) if seed is None else seed
     block_rows = sys.maxsize if predictor.couples_rows else BLOCK_ROWS
     return score_table(source, target, _scorer(predictor, asked), predictor.inputs, predictor.outputs, block_rows)

@@ -24,7 +24,8 @@ from service.signature import Input, Output
 TIMEOUT_S = 60.0
 Seed = int | None | Literal["default"]
 _FAULTS: Mapping[int, type[ThinnetError]] = {400: BadRequest, 404: NotFound, 413: TooLarge, 503: NotReady}
-_NO_QUANTITIES = {"model", "version", "passes", "seed", "scope", "noise", "notes"}
+_NO_QUANTITIES = {"model", "version", "passes", "seed", "scope", "estimator", "noise", "notes"}
+_NOT_FLOATS = ("label", "passes_used")
 _DTYPES = {"BOOL": "bool", "BF16": "bfloat16", "FP16": "float16", "FP32": "float32", "FP64": "float64"}
 
 
@@ -41,6 +42,8 @@ def score_remotely(
     sites: Mapping[str, Any] | None = None,
     seed: Seed = "default",
     scope: str = "pass",
+    estimator: str = "sampled",
+    tolerance: float | None = None,
     precision: str = "float32",
     quantities: Sequence[str] | None = None,
     timeout_s: float = TIMEOUT_S,
@@ -59,6 +62,8 @@ def score_remotely(
         sites: Overrides by site.
         seed: The noise's seed, one for the whole file; None draws a fresh one.
         scope: `pass` or `row`.
+        estimator: `sampled` or `integrated`.
+        tolerance: The relative error of a row's variances at which its passes end.
         precision: What products run in.
         quantities: What to compute besides the task's defaults.
         timeout_s: How long a block may take.
@@ -72,8 +77,9 @@ def score_remotely(
     name = model or server.sole_model()
     told = server.describe(name, version)
     asked = {"passes": passes, "variant": variant, "p": p, "sites": sites, "quantities": quantities}
-    body = {key: value for key, value in asked.items() if value is not None} | {"model": name, "scope": scope}
-    body["precision"] = precision
+    asked["tolerance"] = tolerance
+    body = {key: value for key, value in asked.items() if value is not None}
+    body |= {"model": name, "scope": scope, "estimator": estimator, "precision": precision}
     body["version"] = version if version is not None else told.version
     if seed != "default":
         body["seed"] = secrets.randbits(53) if seed is None else seed
@@ -177,7 +183,7 @@ def _quantities(answer: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, 
             continue
         by_output: Mapping[str, Any] = {outputs[0]: values} if len(outputs) == 1 else dict(values)
         for output, rows in by_output.items():
-            found[output][name] = np.asarray(rows, dtype=None if name == "label" else np.float32)
+            found[output][name] = np.asarray(rows, dtype=None if name in _NOT_FLOATS else np.float32)
     if not all({"mean", "variance"} <= quantities.keys() for quantities in found.values()):
         raise KeyError("mean, variance")
     return found

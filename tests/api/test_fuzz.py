@@ -7,7 +7,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-FIELDS = ("model", "version", "inputs", "passes", "variant", "p", "sites", "seed", "scope", "row_offset", "quantities")
+FIELDS = (
+    "model",
+    "version",
+    "inputs",
+    "passes",
+    "variant",
+    "p",
+    "sites",
+    "seed",
+    "scope",
+    "row_offset",
+    "estimator",
+    "tolerance",
+    "quantities",
+)
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 values = st.recursive(
     scalars,

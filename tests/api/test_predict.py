@@ -285,3 +285,40 @@ def test_a_long_run_keeps_no_one_from_asking_what_is_served(client: TestClient) 
             looks += 1
         assert running.result()["passes"] == 10_000
     assert looks > 1
+
+
+def test_the_integrated_estimator_is_served_and_named(client: TestClient, folder: Path) -> None:
+    expected = Predictor.load(folder / "line").predict(torch.tensor(ROWS), estimator="integrated")
+
+    found = ask(client, estimator="integrated", passes=3)
+
+    assert (found["estimator"], ask(client)["estimator"]) == ("integrated", "sampled")
+    torch.testing.assert_close(torch.tensor(found["variance"]), expected.variance)
+    assert "exact, whatever the passes" in found["notes"][0]
+
+
+def test_what_cannot_be_integrated_is_refused_with_the_cure(client: TestClient) -> None:
+    asked = {"model": "two", "inputs": TWO, "estimator": "integrated"}
+    assert "output 'classes': estimator 'integrated' needs a linear output, and softmax follows it" in refused(
+        client, **asked
+    )
+    assert "field 'estimator'" in refused(client, estimator="exact")
+
+
+def test_a_tolerance_ends_passes_and_tells_what_it_reached(client: TestClient) -> None:
+    found = ask(client, tolerance=0.2)
+
+    assert all(64 <= passes <= 1024 for passes in found["passes_used"])
+    assert found["passes"] == max(found["passes_used"])
+    assert all(error <= 0.2 for (error,) in found["variance_error"])
+    assert "passes_used" not in ask(client, passes=64)
+    asked = ["passes_used", "variance_error"]
+    assert ask(client, passes=found["passes"], quantities=asked)["passes_used"] == [found["passes"]] * 2
+
+
+def test_a_tolerance_is_checked_and_counts_as_its_most_passes(client: TestClient) -> None:
+    assert "tolerance = 2 is not a number between 0 and 1" in refused(client, tolerance=2)
+    assert "equally many passes for all rows" in refused(client, tolerance=0.1, quantities=["samples"])
+    many = {"inputs": ROWS * 60, "tolerance": 0.2}
+    assert "120 rows × 10000 passes are past the limit" in refused(client, 413, **many)
+    assert len(ask(client, **many, passes=2000)["mean"]) == 120

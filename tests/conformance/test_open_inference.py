@@ -199,3 +199,18 @@ def test_bfloat16_travels_in_binary(client: TestClient) -> None:
     answer = client.post("/v2/models/line/infer", **binary({"inputs": [given]}, raw)).json()
     reference = infer(client).json()
     assert answer["outputs"][0]["data"] == pytest.approx(reference["outputs"][0]["data"], rel=0.05)
+
+
+def test_the_estimator_is_a_parameter_and_is_told(client: TestClient) -> None:
+    found = infer(client, parameters={"estimator": "integrated", "passes": 2}).json()
+    assert found["parameters"]["estimator"] == "integrated"
+    assert infer(client, parameters={"passes": 2}).json()["parameters"]["estimator"] == "sampled"
+
+
+def test_a_tolerance_is_a_parameter_and_what_it_reached_are_tensors(client: TestClient) -> None:
+    found = {each["name"]: each for each in infer(client, parameters={"tolerance": 0.3}).json()["outputs"]}
+    assert list(found) == ["mean", "variance", "variance_error", "passes_used"]
+    assert (found["passes_used"]["datatype"], found["passes_used"]["shape"]) == ("INT64", [2])
+    told = {each["name"]: each for each in client.get("/v2/models/line").json()["outputs"]}
+    assert (told["passes_used"]["datatype"], told["passes_used"]["shape"]) == ("INT64", [-1])
+    assert told["variance_error"]["shape"] == [-1, 1]

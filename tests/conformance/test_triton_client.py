@@ -65,7 +65,7 @@ def test_json_and_binary_packed_and_plain_agree(
         np.testing.assert_allclose(answer.as_numpy(name), reference.as_numpy(name), rtol=1e-6)
     told = answer.get_response()
     assert (told["id"], told["model_name"], told["model_version"]) == ("number 7", "line", "2")
-    assert told["parameters"] == {"passes": 20, "seed": 3, "scope": "pass", "noise": "unknown"}
+    assert told["parameters"] == {"passes": 20, "seed": 3, "scope": "pass", "estimator": "sampled", "noise": "unknown"}
 
 
 def test_several_inputs_and_outputs_mix_json_and_binary(client: Any) -> None:

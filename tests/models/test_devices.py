@@ -93,7 +93,7 @@ def run_on_cuda(predictor: Predictor, state_too: bool = True) -> list[str]:
                 outputs = compiled.run(compiled.trunk(captured.example), shapes, Draw(0, 0, PASSES, rows))
                 for output, raw in zip(predictor.outputs, outputs, strict=True):
                     assert raw.device.type == "cuda"
-                    statistics = Accumulator(output, defaults(output), PASSES)
+                    statistics = Accumulator(output, defaults(output))
                     statistics.add(raw)
                     assert all(each.device.type == "cpu" for each in statistics.finish().values())
     return list(plans)

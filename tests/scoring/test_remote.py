@@ -120,6 +120,18 @@ def test_a_server_gives_the_table_that_its_predictor_gives_here(
     assert (tmp_path / "there.csv").read_text() == (tmp_path / "here.csv").read_text()
 
 
+def test_a_tolerance_gives_the_same_table_there_and_here(
+    fake: Fake, predictor: Predictor, people: Path, tmp_path: Path
+) -> None:
+    score_locally(predictor, people, tmp_path / "here.csv", tolerance=0.1, passes=512)
+    score_remotely(fake.url, people, tmp_path / "there.csv", tolerance=0.1, passes=512)
+
+    table = (tmp_path / "there.csv").read_text()
+    assert table == (tmp_path / "here.csv").read_text()
+    assert "variance_error_red" in table.splitlines()[0]
+    assert {line.rpartition(",")[2] for line in table.splitlines()[1:]} >= {"128", "256"}
+
+
 def test_every_block_asks_for_the_version_that_was_there_first(fake: Fake, people: Path, tmp_path: Path) -> None:
     score_remotely(fake.url, people, tmp_path / "out.csv", model="people", passes=2)
 
