@@ -198,6 +198,7 @@ class Compiled:
 
     def _candidates(self, per_row: bool) -> list[Mode]:
         foldable = can_fold(self._split) and all(noise.has_rows for noise in self._fast.noises)
+        foldable = foldable and not couples_rows(self._captured)  # few passes may draw one noise, and not show it
         others = [Mode.ROWS_VMAPPED, Mode.ROWS_LOOPED] if per_row else [Mode.VMAPPED, Mode.LOOPED]
         return [Mode.FOLDED, *others] if foldable else others
 

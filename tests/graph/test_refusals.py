@@ -317,3 +317,23 @@ class UnwrittenMemory(nn.Module):
 def test_memory_that_nothing_has_written_is_never_read() -> None:
     with pytest.raises(ImpureGraph, match=r"aten.empty.* is read before it is written"):
         Predictor.capture(UnwrittenMemory(), features(2))
+
+
+class Centred(nn.Module):
+    """A network whose rows see one another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.drop, self.head = nn.Linear(WIDTH, 6), nn.Dropout(1e-6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.drop(self.inner(x).relu())
+        return self.head(h - h.mean(0))
+
+
+def test_passes_of_rows_that_see_one_another_are_never_folded_together() -> None:
+    """At this rate the few passes that a check runs all draw the same noise, and folded ones look right."""
+    predictor = Predictor.capture(Centred().eval(), torch.randn(2, WIDTH))
+
+    assert predictor.couples_rows
+    assert predictor.mode() == "vmapped"
