@@ -2,7 +2,8 @@
 
 It does not know plans. A product takes its float32 operands rounded to bfloat16 and sums in float32; its result is
 float32 again, so that noise, normalisation, softmax and statistics are what they are anywhere else. Recurrent layers
-and products drawn from their moments stay in float32.
+and products drawn from their moments stay in float32. A variant that chooses by value, such as standout or stochastic
+pooling, may choose otherwise where two values are within rounding.
 """
 
 from collections.abc import Callable

@@ -257,14 +257,19 @@ def test_a_grus_zoneout_at_rate_zero_is_refused_rather_than_a_variance_of_zero()
 
 @pytest.mark.parametrize("layer", [nn.LSTM, DropoutLSTM])
 @pytest.mark.parametrize("variant", ["variational-rnn", "zoneout"])
-def test_steps_beside_masked_weights_are_vectorised_over_passes(layer: Any, variant: str) -> None:
-    """Masked weights cannot be folded into the rows; what runs is compared with the whole graph, pass by pass."""
+@pytest.mark.parametrize(
+    ("weights", "modes"), [("shakeout", ("vmapped", "rows vmapped")), ("dropconnect", ("folded", "folded"))]
+)
+def test_steps_beside_masked_weights_are_vectorised_over_passes(
+    layer: Any, variant: str, weights: str, modes: tuple[str, str]
+) -> None:
+    """Only packed masks can be folded into the rows; what runs is compared with the whole graph, pass by pass."""
     network = nn.Sequential(Outputs(layer, batch_first=True, bidirectional=True), nn.Linear(10, 3)).eval()
     predictor = Predictor.capture(network, sequence(2))
-    plan: Any = {"variant": "off", "overrides": {"0.rnn.cell_0": variant, "1.weight": "dropconnect"}}
+    plan: Any = {"variant": "off", "overrides": {"0.rnn.cell_0": variant, "1.weight": weights}}
     compiled = predictor._compile(make_plan(predictor.sites, **plan))
 
-    assert (compiled.mode(False), compiled.mode(True)) == ("vmapped", "rows vmapped")
+    assert (compiled.mode(False), compiled.mode(True)) == modes
 
 
 def test_what_does_not_fit_a_cell_is_refused_with_what_does() -> None:

@@ -152,6 +152,18 @@ def test_passes_of_a_seed_are_the_same_networks_however_many(specimen: Specimen,
         )
 
 
+def test_products_in_bfloat16_stay_near_those_in_float32(specimen: Specimen, predictor: Predictor) -> None:
+    """Half of what the passes give is within 1 %; a variant that chooses by value may choose otherwise now and then."""
+    inputs = specimen.inputs(3)
+    wide, narrow = (
+        predictor.predict(inputs, passes=30, quantities=["samples"], precision=each).outputs
+        for each in ("float32", "bfloat16")
+    )
+    for name, quantities in narrow.items():
+        theirs = wide[name]["samples"]
+        assert (quantities["samples"] - theirs).abs().median() < 0.01 * theirs.abs().max()
+
+
 def moments(samples: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return mean, variance and the standard errors of both, over axis 0."""
     samples = samples.double()
