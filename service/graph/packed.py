@@ -13,7 +13,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from service.graph.nodes import node_operand, operand
 
-_FEW_ROWS = 4
 _ONE, _NONE = [1, 1], [0, 0]
 _PACKED: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter → its packed form
 
@@ -40,8 +39,7 @@ class PackedConvolution:
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolve x [B, C, H, W]."""
-        is_small = len(x) <= _FEW_ROWS or x.numel() <= weight.numel()
-        if not is_small or not x.is_contiguous():
+        if x.numel() > weight.numel() or not x.is_contiguous():
             return torch.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
         found: Tensor = torch.ops.mkldnn._convolution_pointwise.default(
             x, self.packed, bias, self.padding, self.stride, self.dilation, 1, "none", [], ""

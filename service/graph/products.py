@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from service.dropout.variant import ActivationVariant
-from service.graph.nodes import operand
+from service.graph.nodes import is_tensor, operand, value_of
 from service.graph.rewrite import Apply
 from service.graph.shapes import BatchAxis
 from service.graph.split import Split
@@ -30,9 +30,36 @@ class ScaledLinear:
 
     def __call__(self, rows: int, noise: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return weight · (x ∘ noise) + bias for `rows` rows in all [S · B, O]."""
-        if _pays(rows, noise, x, weight):
+        is_folded = noise.dim() > x.dim()
+        if is_folded and _is_one_product(rows, noise, x, weight):
             return one_product(noise[:, 0].to(x.dtype), x, weight, bias)
+        if is_folded and rows * x.shape[1] * x.element_size() > _PART_BYTES:
+            return part_by_part(rows, noise.to(x.dtype), x, weight, bias)
         return F.linear(self.apply(rows, noise, x), weight, bias)
+
+
+def part_by_part(rows: int, noise: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return weight · (x ∘ noise) + bias [S · B, O], with little of x ∘ noise made at once.
+
+    Args:
+        rows: S · B.
+        noise: Noise [S, 1 or B, J].
+        x: The value [B or S · B, J].
+        weight: The weight [O, J].
+        bias: The bias [O].
+    """
+    passes, own = len(noise), rows // len(noise)
+    fits = max(1, _PART_BYTES // (x.shape[1] * x.element_size()))
+    some_passes, some_rows = max(1, fits // own), min(fits, own)
+    y = x.new_empty(passes, own, len(weight))
+    each = torch.unflatten(x, 0, (-1, own)).expand(passes, -1, -1)
+    spread = noise.expand(-1, own, -1)
+    for first in range(0, passes, some_passes):
+        for row in range(0, own, some_rows):
+            part = slice(first, first + some_passes), slice(row, row + some_rows)
+            torch.mm((each[part] * spread[part]).flatten(0, 1), weight.t(), out=y[part].flatten(0, 1))
+    y = y.flatten(0, 1)
+    return y if bias is None else y.add_(bias)
 
 
 def one_product(noise: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -82,10 +109,10 @@ def _is_scaling(node: fx.Node) -> bool:
 def _takes(linear: fx.Node, site: fx.Node) -> bool:
     fixed = [each for each in (operand(linear, 1), operand(linear, 2)) if isinstance(each, fx.Node)]
     is_linear = linear.target is torch.ops.aten.linear.default and operand(linear, 0) is site
-    return is_linear and all(each.op == "get_attr" for each in fixed)
+    is_flat = is_tensor(linear) and value_of(linear).dim() == 2
+    return is_linear and is_flat and all(each.op == "get_attr" for each in fixed)
 
 
-def _pays(rows: int, noise: Tensor, x: Tensor, weight: Tensor) -> bool:
+def _is_one_product(rows: int, noise: Tensor, x: Tensor, weight: Tensor) -> bool:
     """Tell whether all passes share x and the noise [S, 1, J], and h ∘ W is clearly smaller than h ∘ n."""
-    is_shared = noise.dim() == 3 and noise.shape[1] == 1 and x.dim() == 2 and len(x) * len(noise) == rows
-    return is_shared and 2 * len(weight) <= len(noise)
+    return noise.shape[1] == 1 and len(x) * len(noise) == rows and 2 * len(weight) <= len(noise)

@@ -8,11 +8,11 @@ from service import Predictor
 from service.graph.packed import PackedConvolution
 
 LAYERS = {
-    "plain": nn.Conv2d(3, 8, 3),
-    "strided and padded": nn.Conv2d(3, 8, 3, 2, 1),
-    "dilated, without a bias": nn.Conv2d(3, 8, 3, dilation=2, bias=False),
-    "of one entry": nn.Conv2d(3, 8, 1),
-    "oblong": nn.Conv2d(3, 8, (1, 5), (2, 1), (0, 2)),
+    "plain": nn.Conv2d(8, 16, 3),
+    "strided and padded": nn.Conv2d(8, 16, 3, 2, 1),
+    "dilated, without a bias": nn.Conv2d(8, 16, 3, dilation=2, bias=False),
+    "of one entry": nn.Conv2d(8, 128, 1),
+    "oblong": nn.Conv2d(8, 28, (1, 5), (2, 1), (0, 2)),
 }
 
 
@@ -21,15 +21,20 @@ def packed(predictor: Predictor) -> list[PackedConvolution]:
     return [node.target for node in compiled._split.trunk.graph.nodes if isinstance(node.target, PackedConvolution)]
 
 
-@pytest.mark.parametrize("rows", [1, 4, 5, 70])
+@pytest.mark.parametrize(("rows", "is_packed"), [(1, True), (2, True), (3, False), (70, False)])
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_packed_convolution_is_torchs(name: str, rows: int) -> None:
-    layer, x = LAYERS[name], torch.randn(rows, 3, 12, 12)
+def test_a_packed_convolution_is_torchs(name: str, rows: int, is_packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With packed weights where rows are few beside them, else by torch itself."""
+    layer, x = LAYERS[name], torch.randn(rows, 8, 8, 8)
+    plain = []
+    convolution = torch.conv2d
+    monkeypatch.setattr(torch, "conv2d", lambda *given: plain.append(given) or convolution(*given))
     convolve = PackedConvolution(layer.weight, layer.stride, layer.padding, layer.dilation)  # type: ignore[arg-type] # pairs, no words
     with torch.inference_mode():
         found, expected = convolve(x, layer.weight, layer.bias), layer(x)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert found.stride() == expected.stride()
+    assert bool(plain) is not is_packed
 
 
 @pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])

@@ -7,11 +7,13 @@ from specimen import WIDTH
 from torch import Tensor, nn
 
 from service import Predictor
-from service.dropout import BY_NAME, VARIANTS, Kind
+from service.dropout import BY_NAME, VARIANTS, Bernoulli, Kind
 from service.dropout.variant import ActivationVariant
 from service.graph import products
 from service.graph.compiled import Compiled, Draw, draw_noises
 from service.graph.products import ScaledLinear, one_product
+from service.graph.rewrite import Apply
+from service.graph.shapes import BatchAxis
 from service.plan import make_plan
 
 SCALING = [variant.name for variant in VARIANTS if issubclass(variant, ActivationVariant) and variant.scales]
@@ -79,6 +81,22 @@ def test_a_variant_that_says_it_scales_does(variant: str) -> None:
     assert isinstance(acting, ActivationVariant)
     x, noise = torch.randn(3, 4, 5), torch.randn(2, 1, 4, 5)
     torch.testing.assert_close(acting.apply(x, noise), x * noise)
+
+
+@pytest.mark.parametrize("part_rows", [1, 2, 3, 8, 100])
+@pytest.mark.parametrize(("noise_rows", "shared"), [(1, True), (1, False), (3, True), (3, False)])
+def test_what_is_masked_part_by_part_is_masked_as_a_whole(
+    part_rows: int, noise_rows: int, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_PART_BYTES", part_rows * 5 * 4)
+    noise, x = torch.rand(4, noise_rows, 5), torch.randn(3 if shared else 12, 5)
+    weight, bias = torch.randn(7, 5), torch.randn(7)
+    acting = Apply(Bernoulli(), BatchAxis(0))
+
+    found = ScaledLinear(acting)(12, noise, x, weight, bias)
+
+    expected = torch.nn.functional.linear(acting(12, noise, x), weight, bias)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_site_before_two_heads_goes_into_both() -> None:
