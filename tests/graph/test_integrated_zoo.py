@@ -10,7 +10,7 @@ from service import Predictor
 from service.errors import InvalidPlan, NoActiveSite
 
 SIGMAS = 6
-VARIANTS = ("trained", "bernoulli", "gaussian", "dropconnect", "dropconnect-sampled")
+VARIANTS = ("trained", "gaussian", "dropconnect")
 REFUSALS = "has no last site to integrate: .*use estimator 'sampled'|fits none of the sites"
 
 
