@@ -59,10 +59,10 @@ class PredictRequest(BaseModel):
     row_offset: Annotated[StrictInt, Field(ge=0)] = 0
     estimator: Annotated[
         Literal["sampled", "integrated"],
-        Field(description="'integrated': the last site before a linear output exactly"),
+        Field(description="'integrated': the last site before a linear output exactly", examples=["integrated"]),
     ] = "sampled"
     tolerance: Annotated[
-        Number | None, Field(description="end a row's passes at this relative error of its variances, such as 0.05")
+        Number | None, Field(description="end a row's passes at this relative error of its variances", examples=[0.05])
     ] = None
     precision: Annotated[str, Field(description="what products run in: 'float32' or 'bfloat16'")] = "float32"
     quantities: list[str] = []
