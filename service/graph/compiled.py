@@ -81,7 +81,8 @@ class Compiled:
         rewritten = rewrite(captured, plan, precision=precision)
         self._rewritten: Rewritten = integrate(rewritten, integrated) if integrated else rewritten
         self._fast, self._split = (self._rewritten, split(self._rewritten)) if integrated else self._fastest(plan)
-        self.thinned: Thinned | None = thin(self._split, self._fast.noises)
+        on_cpu = captured.example[0].device.type == "cpu"  # elsewhere, to gather by what is kept waits for the device
+        self.thinned: Thinned | None = thin(self._split, self._fast.noises) if on_cpu else None
         fuse_products(self._split)
         pack_convolutions(self._split.trunk)
         self._modes: dict[bool, Mode] = {}
@@ -192,8 +193,7 @@ class Compiled:
                 site.variant.q if site.variant.rated else (noise != 0).double().mean().item()
                 for site, noise in zip(self._rewritten.noises, noises, strict=True)
             ]
-            on_cpu = noises[0].device.type == "cpu"
-            self._thinning[key] = on_cpu and pays(thinned, self._captured.symbols, shapes, kept, measured())
+            self._thinning[key] = pays(thinned, self._captured.symbols, shapes, kept, measured())
         return self._thinning[key]
 
     def _candidates(self, per_row: bool) -> list[Mode]:
