@@ -19,7 +19,6 @@ from service.graph.capture import Captured
 from service.graph.footprint import Cost, Footprint, Peaks, metered
 from service.graph.integrated import integrate
 from service.graph.layout import change_row, with_rows
-from service.graph.packed import pack_convolutions
 from service.graph.passes import RUNNERS, Mode, can_fold, of_rows
 from service.graph.precision import FLOAT32, NOTE
 from service.graph.products import fuse_products
@@ -84,7 +83,6 @@ class Compiled:
         on_cpu = captured.example[0].device.type == "cpu"  # elsewhere, to gather by what is kept waits for the device
         self.thinned: Thinned | None = thin(self._split, self._fast.noises) if on_cpu else None
         fuse_products(self._split)
-        pack_convolutions(self._split.trunk)
         self._modes: dict[bool, Mode] = {}
         self._footprints: dict[tuple[Any, ...], Footprint] = {}
         self._thinning: dict[tuple[Any, ...], bool] = {}
