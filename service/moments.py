@@ -78,9 +78,11 @@ class Moments:
 
 def _sums(values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the mean and the central sums of values [S, …], each […] in float64."""
-    values = values.double()
-    mean = values.mean(0)
-    mean = torch.where((values == values[0]).all(0), values[0], mean)  # equal passes: exactly no spread
-    centred = values - mean
+    shifted = values.double()
+    origin = shifted[0]  # equal passes differ from it by 0, so that they have no spread at all
+    shifted = shifted - origin
+    offset = shifted.mean(0)
+    centred = shifted.sub_(offset)
     square = centred.square()
-    return mean, square.sum(0), (square * centred).sum(0), square.square_().sum(0)
+    m2, m3 = square.sum(0), centred.mul_(square).sum(0)
+    return origin + offset, m2, m3, square.square_().sum(0)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from service.rows import all_finite
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -50,10 +52,10 @@ def unfinite_rows(outputs: Mapping[str, Mapping[str, Tensor]], most: int = 10) -
     """Return a note for each output whose mean or variance is not finite, with the rows."""
     notes = []
     for name, found in outputs.items():
-        both = (found["mean"] + found["variance"]).isfinite()
-        if bool(both.all()):
+        both = found["mean"] + found["variance"]
+        if all_finite(both):
             continue
-        bad = (~both.reshape(len(both), -1).all(1)).nonzero().flatten().tolist()
+        bad = (~both.isfinite().reshape(len(both), -1).all(1)).nonzero().flatten().tolist()
         rows = ", ".join(map(str, bad[:most])) + (f" and {len(bad) - most} more" if len(bad) > most else "")
         notes.append(
             f"output {name!r}: rows {rows} are not finite; the network overflows or divides by zero there, "

@@ -141,7 +141,9 @@ class Accumulator:
 
     def _found(self, deterministic: Tensor | None) -> dict[str, Tensor]:
         moments = self._taken()
-        found = {"mean": moments.mean, "variance": moments.variance, "standard_error": moments.standard_error}
+        found = {"mean": moments.mean, "variance": moments.variance}
+        if "standard_error" in self._quantities:
+            found["standard_error"] = moments.standard_error
         if any(name in self._quantities for name in REACHED):
             found |= {"variance_error": self.spread()[2], "passes_used": passes_used(moments)}
         if self._output.task is Task.CLASSIFICATION:

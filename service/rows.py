@@ -3,6 +3,7 @@
 It does not know the wire's format or the network.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,10 +68,15 @@ def _read_one(spec: Input, value: Any) -> Tensor:
         raise InvalidInput(f"input {spec.name!r} wants {spec.dtype}, {tensor.dtype} was given; give whole numbers")
     _check_range(spec, tensor, dtype)
     converted = tensor.to(dtype)
-    if dtype.is_floating_point and not bool(converted.isfinite().all()):
+    if dtype.is_floating_point and not all_finite(converted):
         check_finite(spec, tensor)
         check_finite(spec, converted, f" as {spec.dtype}")
     return converted
+
+
+def all_finite(x: Tensor) -> bool:
+    """Tell whether every number is finite; a sum that is finite has finite terms alone."""
+    return math.isfinite(x.sum().item()) or bool(x.isfinite().all())
 
 
 def _check_range(spec: Input, tensor: Tensor, dtype: torch.dtype) -> None:

@@ -3,7 +3,7 @@
 It does not know who asked or what else is running.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -19,11 +19,11 @@ from service.graph.capture import Captured
 from service.graph.compiled import Compiled, Draw
 from service.graph.footprint import Footprint
 from service.graph.nodes import returned, value_of
+from service.graph.rates import measured
 from service.quantities import Accumulator, needs_samples
 from service.signature import Output
 from service.tolerance import gather, looks, settled, unsettled_rows
 
-CHUNK_BYTES = 16 << 20  # what runs together should stay in the processor's cache
 Answers = dict[str, dict[str, Tensor]]
 Statistics = Accumulator | ConditionalAccumulator
 
@@ -59,12 +59,9 @@ class Run:
         rows = len(tensors[0])
         self._check_samples([tuple(each.shape) for each in tensors])
         footprint = self.compiled.footprint(tensors, self.ask.per_row)
-        block, _ = self._portions(footprint, rows)
+        block = self._rows_together(footprint, rows)
         parts = [self._block(tuple(x[at : at + block] for x in tensors), at, footprint) for at in range(0, rows, block)]
-        return {
-            output.name: {name: torch.cat([part[index][name] for part in parts]) for name in names}
-            for index, (output, names) in enumerate(zip(self.outputs, self.wanted, strict=True))
-        }
+        return {output.name: _joined([part[index] for part in parts]) for index, output in enumerate(self.outputs)}
 
     def unsettled(self, answers: Answers) -> tuple[str, ...]:
         """Return a note for each output with rows that did not reach the tolerance, where there is one."""
@@ -84,13 +81,31 @@ class Run:
         """Run all passes of some rows, or as many as each row needs, and return each output's quantities."""
         pairs = zip(self.outputs, self.wanted, strict=True)
         accumulators = [self._accumulator(output, names) for output, names in pairs]
-        off, parts, first = self._deterministic(tensors), [], 0
-        running = torch.arange(len(tensors[0]), device=tensors[0].device)
-        here, values = tensors, self.compiled.trunk(tensors)
-        for until in self._looks():
-            _, chunk = self._portions(footprint, len(running))
-            noisy = self.ask.rows(first_row, len(tensors[0]), None if here is tensors else running.tolist())
-            self._advance(accumulators, values, here, Draw(self.ask.seed, first, until - first, noisy), chunk)
+        off, values = self._deterministic(tensors), self.compiled.trunk(tensors)
+        is_fixed = not any(self.compiled.stochastic)
+        if self.ask.tolerance is not None and not is_fixed:
+            return self._until_settled(accumulators, off, values, tensors, first_row, footprint)
+        passes = MIN_PASSES if is_fixed else self.ask.passes  # equal ones, as many as a variance needs
+        draw = Draw(self.ask.seed, 0, passes, self.ask.rows(first_row, len(tensors[0])))
+        self._advance(accumulators, values, tensors, draw, footprint)
+        return [one.finish(plain) for one, plain in zip(accumulators, off, strict=True)]
+
+    def _until_settled(
+        self,
+        accumulators: list[Statistics],
+        off: Sequence[Tensor | None],
+        values: tuple[Any, ...],
+        tensors: tuple[Tensor, ...],
+        first_row: int,
+        footprint: Footprint,
+    ) -> list[dict[str, Tensor]]:
+        """Run passes of each row until its tolerance is met."""
+        rows, here = len(tensors[0]), tensors
+        parts, first, running = [], 0, torch.arange(rows, device=tensors[0].device)
+        for until in looks(self.ask.passes):
+            noisy = self.ask.rows(first_row, rows, None if here is tensors else running.tolist())
+            draw = Draw(self.ask.seed, first, until - first, noisy)
+            self._advance(accumulators, values, here, draw, footprint)
             done, first = self._done(accumulators, running, until), until
             if bool(done.any()):
                 ended = accumulators if bool(done.all()) else [each.of_rows(done) for each in accumulators]
@@ -112,26 +127,21 @@ class Run:
         values: tuple[Any, ...],
         tensors: tuple[Tensor, ...],
         draws: Draw,
-        chunk: int,
+        footprint: Footprint,
     ) -> None:
         """Run passes of some rows in chunks."""
         shapes = [tuple(each.shape) for each in tensors]
+        chunk = self._chunk(footprint, shapes)
         end = draws.first_pass + draws.passes
         for first in range(draws.first_pass, end, chunk):
             draw = replace(draws, first_pass=first, passes=min(chunk, end - first))
             for accumulator, raw in zip(accumulators, self._by_output(values, shapes, draw), strict=True):
                 accumulator.add(*raw)
 
-    def _looks(self) -> Iterable[int]:
-        """Return the numbers of passes at which rows may end."""
-        if not any(self.compiled.stochastic):
-            return (MIN_PASSES,)  # equal ones, as many as a variance needs
-        return (self.ask.passes,) if self.ask.tolerance is None else looks(self.ask.passes)
-
     def _done(self, accumulators: Sequence[Statistics], running: Tensor, passes: int) -> Tensor:
         """Tell of each running row [B] whether its passes end here; coupled rows end together."""
         done = torch.ones_like(running, dtype=torch.bool)
-        if self.ask.tolerance is None or passes == self.ask.passes or not any(self.compiled.stochastic):
+        if self.ask.tolerance is None or passes == self.ask.passes:
             return done
         for accumulator, reached in zip(accumulators, self._reached_by_noise(), strict=True):
             done &= settled(*accumulator.spread(), self.ask.tolerance) if reached else True
@@ -159,15 +169,22 @@ class Run:
             off: tuple[Tensor, ...] = self.captured.program.graph(*tensors)
         return off
 
-    def _portions(self, footprint: Footprint, rows: int) -> tuple[int, int]:
-        """Return how many rows run together, and how many of their passes."""
+    def _rows_together(self, footprint: Footprint, rows: int) -> int:
+        """Return how many rows run together: as many as fit into memory, one pass of them at least."""
         suffix, around = footprint.suffix, footprint.around
         row = max(1, footprint.trunk_row, suffix.row + around.row + footprint.kept_row)
         free = self.memory_bytes - suffix.fixed - around.fixed
-        block = rows if self.couples_rows else max(1, min(rows, free // row))
-        in_cache = CHUNK_BYTES // max(1, suffix.of(block))
-        in_memory = (self.memory_bytes - footprint.kept_row * block) // max(1, suffix.of(block) + around.of(block))
-        return block, max(1, min(self.ask.passes, in_cache, in_memory))
+        return rows if self.couples_rows else max(1, min(rows, free // row))
+
+    def _chunk(self, footprint: Footprint, shapes: Sequence[tuple[int, ...]]) -> int:
+        """Return how many passes of a block of rows run together: as many as the cache holds, and memory."""
+        rows = shapes[0][0]
+        inside, around = footprint.suffix.of(rows), footprint.around.of(rows)
+        free = self.memory_bytes - footprint.kept_row * rows
+        one_by_one = self.compiled.thins(shapes, self.ask.per_row)  # what is inside a pass is gone before the next one
+        together = max(1, around if one_by_one else inside)
+        in_memory = (free - inside) // max(1, around) if one_by_one else free // max(1, inside + around)
+        return max(1, min(self.ask.passes, measured().cache_bytes // together, in_memory))
 
     def _check_samples(self, shapes: Sequence[tuple[int, ...]]) -> None:
         symbols, nodes = self.captured.symbols, returned(self.captured.program.graph.graph)
@@ -179,3 +196,10 @@ class Run:
                 f"samples and quantiles keep every pass: {need} bytes for {shapes[0][0]} rows and {self.ask.passes} "
                 f"passes, past the limit of {self.memory_bytes}; ask for fewer rows or passes"
             )
+
+
+def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Put the quantities of several blocks of rows behind one another."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from math import prod, sqrt
+from threading import local
 
 import numpy as np
 import torch
@@ -90,30 +91,29 @@ class Stream:
 
     def _kept(self, key: Key, q: float, count: int) -> Bits:
         first, rest = divmod(round(q * (1 << 40)), 1 << 32)
-        values = self._raw(key, count, _BYTE_BITS)[..., :count]
+        values = self._raw(key, count, _BYTE_BITS)  # a few more than asked for, all at once
         kept = values < first if first < 256 else np.ones(values.shape, np.bool_)
         if rest:
-            self._settle(key, kept, values == first, rest)
-        return kept
+            self._settle(key, kept, values == first, rest, count)
+        return kept[..., :count]
 
-    def _settle(self, key: Key, kept: Bits, ties: Bits, rest: int) -> None:
+    def _settle(self, key: Key, kept: Bits, ties: Bits, rest: int, count: int) -> None:
         """Settle ties in place: the k-th of a pass and row by the k-th word of its lane 1."""
-        count = ties.shape[-1]
         flat = np.flatnonzero(ties)
-        owner = flat // count
+        owner = flat // ties.shape[-1]
         rank = np.arange(len(flat)) - np.searchsorted(owner, owner)
-        most = 8 + count // _WORD_BITS  # ties are one in 256; so many more do not occur
-        words = self._raw(key, most, _WORD_BITS, _TIES).view(np.uint32).reshape(-1, self._padded(most, _WORD_BITS))
-        kept.reshape(-1)[flat] = words[owner, np.minimum(rank, most - 1)] < rest
+        most = 4 + count // _WORD_BITS  # at least 8 words; ties are one in 256, and so many more do not occur
+        words = self._raw(key, most, _WORD_BITS, _TIES).view(np.uint32)
+        words = words.reshape(-1, words.shape[-1])
+        kept.reshape(-1)[flat] = words[owner, np.minimum(rank, words.shape[-1] - 1)] < rest
 
     def _words(self, key: Key, count: int) -> Words:
         return self._raw(key, count, _WORD_BITS).view(np.uint32)[..., :count]
 
     def _raw(self, key: Key, count: int, width: int, lane: int = _VALUES) -> NDArray[np.uint8]:
         """Return the bytes of at least `count` numbers of `width` bits [S, R, bytes]."""
-        blocks = self._padded(count, width) * width // _BLOCK_BITS
-        philox = _Philox(key, lane)
-        runs = [philox.run(*each) for each in self._runs(blocks)]
+        blocks = -(-count * width // _BLOCK_BITS)
+        runs = [_run(key, first, network, lane, length) for first, network, length in self._runs(blocks)]
         rows = 1 if self.rows is None else len(self.rows)
         return (runs[0] if len(runs) == 1 else np.concatenate(runs)).reshape(self.passes, rows, -1)
 
@@ -132,12 +132,6 @@ class Stream:
         else:
             yield from ((row * stride, each + 1, blocks) for each in passes for row in self.rows)
 
-    @staticmethod
-    def _padded(count: int, width: int) -> int:
-        """Return how many numbers of a width fill whole blocks."""
-        each = _BLOCK_BITS // width
-        return -(-count // each) * each
-
 
 def philox_key(part: str, seed: int, site: str) -> Key:
     """Return the two 64-bit words that key a site's numbers."""
@@ -146,19 +140,24 @@ def philox_key(part: str, seed: int, site: str) -> Key:
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
 
-class _Philox:
-    """One key's generator, put at one counter after the other."""
+class _Philox(local):
+    """A thread's generator, put at one counter after the other: to make another each time takes longer than to draw."""
 
-    def __init__(self, key: Key, lane: int) -> None:
-        self.lane = lane
-        self.generator = np.random.Philox(key=np.array(key, dtype=np.uint64))
-        self.state = self.generator.state
+    def __init__(self) -> None:
+        self.generator = np.random.Philox(0)
+        self.state = self.generator.state  # its buffer is empty
 
-    def run(self, first: int, network: int, blocks: int) -> NDArray[np.uint8]:
-        """Return the bytes of the blocks after counter (first, 128 bits; network; lane)."""
-        self.state["state"]["counter"][:] = (first & _MASK, first >> 64, network, self.lane)
-        self.generator.state = self.state
-        return np.asarray(self.generator.random_raw(blocks * _BLOCK_BITS // 64), dtype="<u8").view(np.uint8)
+
+_philox = _Philox()
+
+
+def _run(key: Key, first: int, network: int, lane: int, blocks: int) -> NDArray[np.uint8]:
+    """Return the bytes of the blocks after counter (first, 128 bits; network; lane)."""
+    own = _philox.state["state"]
+    own["key"][:] = key
+    own["counter"][:] = (first & _MASK, first >> 64, network, lane)
+    _philox.generator.state = _philox.state
+    return np.asarray(_philox.generator.random_raw(blocks * _BLOCK_BITS // 64), dtype="<u8").view(np.uint8)
 
 
 @lru_cache(maxsize=64)

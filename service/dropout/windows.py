@@ -5,7 +5,10 @@ Any axes may come before the pooled ones, which are the last. What padding adds 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from math import inf
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -109,6 +112,27 @@ class PoolingLayer(nn.Module):
 
 def maximum(x: Tensor, window: Window) -> Tensor:
     """Return the largest entry of each window [..., *lengths] → [..., *outputs]."""
+    if x.requires_grad or x.device.type != "cpu":  # of equal entries, torch's own gives the first the gradient
+        return _stock_maximum(x, window)
+    first = x.dim() - window.dims
+    geometry = zip(window.kernel, window.stride, window.padding, window.dilation, strict=True)
+    for axis, (sizes, count) in enumerate(zip(geometry, window.outputs(x.shape[first:]), strict=True), start=first):
+        x = _maximum_along(x, axis, count, *sizes)
+    return x
+
+
+def _maximum_along(x: Tensor, axis: int, count: int, size: int, step: int, add: int, gap: int) -> Tensor:
+    """Pool one axis, all windows at once; on a processor some ten times as fast as window by window."""
+    reach = (count - 1) * step + (size - 1) * gap + 1
+    beyond = max(0, reach - add - x.shape[axis])
+    if add or beyond:
+        x = F.pad(x, [0, 0] * (x.dim() - 1 - axis) + [add, beyond], value=-inf)
+    before, span = (slice(None),) * axis, (count - 1) * step + 1
+    entries = (x[(*before, slice(at * gap, at * gap + span, step))] for at in range(size))
+    return reduce(torch.maximum, entries)
+
+
+def _stock_maximum(x: Tensor, window: Window) -> Tensor:
     is_plain = x.dim() == window.dims + 2
     plain = x if is_plain else x.reshape(-1, 1, *x.shape[-window.dims :])
     kernel, stride, padding, dilation, ceil = window.sizes

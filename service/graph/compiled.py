@@ -16,6 +16,7 @@ from service.dropout import Stream, Variant
 from service.errors import SelfCheckFailed
 from service.graph.bit_masks import PackedDropConnect
 from service.graph.capture import Captured
+from service.graph.convolutions import replace_convolutions
 from service.graph.footprint import Cost, Footprint, Peaks, metered
 from service.graph.integrated import integrate
 from service.graph.layout import change_row, with_rows
@@ -83,6 +84,8 @@ class Compiled:
         on_cpu = captured.example[0].device.type == "cpu"  # elsewhere, to gather by what is kept waits for the device
         self.thinned: Thinned | None = thin(self._split, self._fast.noises) if on_cpu else None
         fuse_products(self._split)
+        for module in (self._split.trunk, *([self.thinned.module] if self.thinned else [])):
+            replace_convolutions(module)
         self._modes: dict[bool, Mode] = {}
         self._footprints: dict[tuple[Any, ...], Footprint] = {}
         self._thinning: dict[tuple[Any, ...], bool] = {}
@@ -136,7 +139,7 @@ class Compiled:
         noises = self._draw(shapes, draw)
         mode, rows = self.mode(per_row=draw.rows is not None), shapes[0][0]
         with torch.inference_mode():
-            if draw.rows is None and self.thinned is not None and self._thins(self.thinned, shapes, noises):
+            if self.thinned is not None and self.thins(shapes, per_row=draw.rows is not None):
                 return self.thinned.run(values, noises, rows)
             return RUNNERS[mode](self._split, values, noises, rows)
 
@@ -181,17 +184,20 @@ class Compiled:
             found = thinned.run(values, noises, _CHECK_ROWS)
         return all(close(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
 
-    def _thins(self, thinned: Thinned, shapes: Sequence[tuple[int, ...]], noises: list[Tensor]) -> bool:
-        """Tell whether passes on what they keep are faster here, found the first time that such shapes come."""
+    def thins(self, shapes: Sequence[tuple[int, ...]], per_row: bool) -> bool:
+        """Tell whether passes run one by one on what they keep, found the first time that such shapes come."""
+        if per_row or self.thinned is None:
+            return False
         key = tuple(shapes)
         if key not in self._thinning:
             if len(self._thinning) >= _FOOTPRINTS_KEPT:
                 self._thinning.clear()
+            noises = self._draw(shapes, Draw(_CHECK_SEED, 0, _CHECK_PASSES, None))
             kept = [
                 site.variant.q if site.variant.rated else (noise != 0).double().mean().item()
                 for site, noise in zip(self._rewritten.noises, noises, strict=True)
             ]
-            self._thinning[key] = pays(thinned, self._captured.symbols, shapes, kept, measured())
+            self._thinning[key] = pays(self.thinned, self._captured.symbols, shapes, kept, measured())
         return self._thinning[key]
 
     def _candidates(self, per_row: bool) -> list[Mode]:

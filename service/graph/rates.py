@@ -11,6 +11,9 @@ from service.graph.kept import Kept, Scratch, select_weight
 
 _SIDE = 512
 _ROUNDS = 8
+_LEAST_BYTES, _MOST_BYTES = 1 << 20, 1 << 28
+_STILL_FAST = 0.65
+_KEPT_BYTES = (32 << 20) - (1 << 13)  # just below the largest block that glibc ever keeps, on 64-bit machines
 
 
 @dataclass(frozen=True)
@@ -22,17 +25,20 @@ class Rates:
         gathers: Elements of a matrix that are picked out by rows and columns, each second.
         writes: Elements that are computed one by one, each second.
         call_s: Seconds that calling an operator takes, whatever it does.
+        cache_bytes: How much memory operators may fill one after the other before they take clearly longer for it.
     """
 
     products: float
     gathers: float
     writes: float
     call_s: float
+    cache_bytes: int
 
 
 @cache
 def measured() -> Rates:
-    """Return the machine's rates; some 30 ms the first time, then at once."""
+    """Return the machine's rates; some 100 ms the first time, then at once."""
+    _keep_freed_memory()
     with torch.inference_mode():
         square, few = torch.ones(_SIDE, _SIDE), torch.ones(1)
         half = Kept(torch.arange(0, _SIDE, 2), torch.ones(_SIDE // 2))
@@ -42,12 +48,40 @@ def measured() -> Rates:
             gathers=0.75 * _SIDE**2 / _least_s(lambda: select_weight(square, half, half, _SIDE, scratch, 0)),
             writes=_SIDE**2 / _least_s(lambda: square * square),
             call_s=_least_s(lambda: [few.index_select(0, half.index[:1]) for _ in range(100)]) / 100,
+            cache_bytes=_cache_bytes(),
         )
 
 
-def _least_s(work: Callable[[], object]) -> float:
+def _keep_freed_memory() -> None:
+    """Let glibc keep what is freed for what is made next: pages fresh from the kernel cost ten times their filling.
+
+    It keeps blocks as large as the largest that it has ever freed (mallopt(3), M_MMAP_THRESHOLD), so one is freed.
+    """
+    torch.empty(_KEPT_BYTES, dtype=torch.uint8)
+
+
+def _cache_bytes() -> int:
+    """Return the most bytes that operators on new memory fill about as fast as fewer.
+
+    Past the cache, and past what the allocator keeps at hand, the same operator may take ten times as long.
+    """
+    best, size = 0.0, _LEAST_BYTES
+    while size < _MOST_BYTES:
+        rate = size / _filling_s(size)
+        if rate < _STILL_FAST * best:
+            return size // 2
+        best, size = max(best, rate), 2 * size
+    return size
+
+
+def _filling_s(size: int) -> float:
+    x = torch.ones(size // 12)  # a value and what is made of it in two steps, four bytes an element each
+    return _least_s(lambda: (x * x).add(x))
+
+
+def _least_s(work: Callable[[], object], rounds: int = _ROUNDS) -> float:
     work()
-    return min(_seconds(work) for _ in range(_ROUNDS))
+    return min(_seconds(work) for _ in range(rounds))
 
 
 def _seconds(work: Callable[[], object]) -> float:

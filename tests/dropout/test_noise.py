@@ -169,7 +169,7 @@ def test_another_rate_takes_a_byte_of_each_draw_and_settles_ties_by_words_of_lan
 ) -> None:
     q, count, first_pass = 0.7123, 2500, 2
     key, threshold = key_of("", BASE.seed, BASE.site), round(q * 2**40)
-    value_blocks, tie_blocks = -(-count // 32), -(-(8 + count // 32) // 8)
+    value_blocks, tie_blocks = -(-count // 32), -(-(4 + count // 32) // 8)
     places = [(first_pass, 0)] if rows is None else [(row, first_pass + 1) for row in rows]
     for index, (number, network) in enumerate(places):
         starts = [number * (1 << 40 if growing else blocks) + 1 for blocks in (value_blocks, tie_blocks)]

@@ -4,6 +4,7 @@ import copy
 import functools
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from service.dropout import BY_NAME, VARIANTS
 from service.dropout.variant import CellVariant
 from service.errors import BadRequest, InvalidPlan, NoActiveSite
 from service.graph.compiled import Compiled
+from service.graph.rates import measured
 from service.plan import make_plan
 
 NAMES = [variant.name for variant in VARIANTS if variant().fixed_passes is None]
@@ -92,7 +94,7 @@ def test_any_chunking_gives_the_same_answer(
         for scope in scopes:
             whole = predictor.predict(inputs, passes=7, scope=scope, **plan)
             with monkeypatch.context() as patch:
-                patch.setattr("service.run.CHUNK_BYTES", 1)
+                patch.setattr("service.run.measured", lambda: replace(measured(), cache_bytes=1))
                 one_by_one = predictor.predict(inputs, passes=7, scope=scope, **plan)
             tiny = predictor.predict(inputs, passes=7, scope=scope, memory_bytes=1, **plan)
             for mine, theirs, tight in zip(means(whole), means(one_by_one), means(tiny), strict=True):

@@ -1,5 +1,7 @@
 """bfloat16 products: near the float32 answer, not equal to it, told in the notes, only where asked for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from specimen import features, image, mlp, sequence
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from service import Predictor
 from service.errors import BadRequest
 from service.graph.precision import NOTE
+from service.graph.rates import measured
 
 
 class Attention(nn.Module):
@@ -57,7 +60,7 @@ def test_bfloat16_is_near_float32_pass_by_pass_and_not_equal(name: str) -> None:
 def test_any_chunking_gives_the_same_bfloat16_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor, given = Predictor.capture(mlp(nn.Dropout(0.4)).eval(), features(3)), features(3)
     whole = predictor.predict(given, passes=9, precision="bfloat16").mean
-    monkeypatch.setattr("service.run.CHUNK_BYTES", 1)
+    monkeypatch.setattr("service.run.measured", lambda: replace(measured(), cache_bytes=1))
 
     torch.testing.assert_close(
         predictor.predict(given, passes=9, precision="bfloat16").mean, whole, rtol=0.01, atol=0.01
