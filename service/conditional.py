@@ -84,7 +84,7 @@ class ConditionalAccumulator:
         if deterministic is not None:
             found["deterministic"] = deterministic.double() * self._output.scale + self._output.shift
         served = {name: found[name] for name in self._quantities}
-        return {name: (x if x.dtype == torch.int64 else x.float()).cpu() for name, x in served.items()}
+        return {name: (x if x.dtype == torch.int64 else x.float()).cpu().contiguous() for name, x in served.items()}
 
     def spread(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean, variance, and the variance's relative standard error, of the passes so far [B, …] each."""

@@ -137,7 +137,7 @@ class Accumulator:
         """
         found = self._found(deterministic)
         served = {name: found[name] for name in self._quantities}
-        return {name: (x if x.dtype == torch.int64 else x.float()).cpu() for name, x in served.items()}
+        return {name: (x if x.dtype == torch.int64 else x.float()).cpu().contiguous() for name, x in served.items()}
 
     def _found(self, deterministic: Tensor | None) -> dict[str, Tensor]:
         moments = self._taken()

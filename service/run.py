@@ -16,7 +16,8 @@ from service.conditional import ConditionalAccumulator
 from service.datasheet import MIN_PASSES
 from service.errors import TooLarge
 from service.graph.capture import Captured
-from service.graph.compiled import Compiled, Draw
+from service.graph.compiled import Compiled
+from service.graph.drawing import Draw
 from service.graph.footprint import Footprint
 from service.graph.nodes import returned, value_of
 from service.graph.rates import measured

@@ -18,7 +18,8 @@ from torch.utils import _pytree as pytree
 from service import Predictor
 from service.errors import BadRequest, InvalidInput, InvalidPlan, InvalidQuantity, ModelFault, NoActiveSite, TooLarge
 from service.graph.capture import from_program
-from service.graph.compiled import Compiled, Draw
+from service.graph.compiled import Compiled
+from service.graph.drawing import Draw
 from service.signature import Activation, Input, Output, Task
 
 

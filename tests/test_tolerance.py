@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from service import Predictor
 from service.dropout import Masksembles1d
 from service.errors import BadRequest, InvalidQuantity
-from service.graph.compiled import Compiled, Draw
+from service.graph.compiled import Compiled
+from service.graph.drawing import Draw
 from service.signature import Activation, Output, Task
 from service.tolerance import FLOOR, gather, looks, settled
 

@@ -5,18 +5,17 @@ on inputs that the capture has not seen; the first of folded, vmapped and looped
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from service.dropout import Stream, Variant
+from service.dropout import Variant
 from service.errors import SelfCheckFailed
 from service.graph.bit_masks import PackedDropConnect
 from service.graph.capture import Captured
 from service.graph.convolutions import replace_convolutions
+from service.graph.drawing import Draw, draw_noises
 from service.graph.footprint import Cost, Footprint, Peaks, metered
 from service.graph.integrated import integrate
 from service.graph.layout import change_row, with_rows
@@ -25,8 +24,7 @@ from service.graph.precision import FLOAT32, NOTE
 from service.graph.products import fuse_products
 from service.graph.proof import close
 from service.graph.rates import measured
-from service.graph.rewrite import NoiseInput, Rewritten, rewrite
-from service.graph.shapes import Symbols
+from service.graph.rewrite import Rewritten, rewrite
 from service.graph.split import Split, split
 from service.graph.thinning import Thinned, thin
 from service.graph.thinning_cost import pays
@@ -35,23 +33,6 @@ _CHECK_ROWS = 3
 _CHECK_PASSES = 2
 _CHECK_SEED = 1
 _FOOTPRINTS_KEPT = 64
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Which noise to draw.
-
-    Attributes:
-        seed: The request's seed.
-        first_pass: Index of the first pass.
-        passes: How many, S.
-        rows: Row indices for row scope; None for pass scope.
-    """
-
-    seed: int
-    first_pass: int
-    passes: int
-    rows: Sequence[int] | None
 
 
 class Compiled:
@@ -254,26 +235,6 @@ class Compiled:
     def _draw(self, shapes: Sequence[tuple[int, ...]], draw: Draw, of: Rewritten | None = None) -> list[Tensor]:
         device = self._captured.example[0].device
         return draw_noises((of or self._fast).noises, self._captured.symbols, shapes, draw, device)
-
-
-def draw_noises(
-    noises: Sequence[NoiseInput],
-    symbols: Symbols,
-    shapes: Sequence[tuple[int, ...]],
-    draw: Draw,
-    device: torch.device,
-) -> list[Tensor]:
-    """Draw the noise of every active site: [S, R, …] each."""
-    drawn = []
-    for noise in noises:
-        lengths = symbols.lengths(noise.dims, shapes)
-        growing = frozenset(axis for axis, dim in enumerate(noise.dims) if symbols.is_growing(dim))
-        merged = noise.channel_axes if noise.variant.per_channel else 1
-        growing = frozenset(max(0, axis + 1 - merged) for axis in growing)
-        stream = Stream(draw.seed, noise.site, draw.first_pass, draw.passes, draw.rows, growing, device)
-        one = noise.variant.draw(stream, (prod(lengths[:merged]), *lengths[merged:]) if lengths else ())
-        drawn.append(torch.unflatten(one, 2, lengths[:merged]) if merged > 1 else one)
-    return drawn
 
 
 def fresh_inputs(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

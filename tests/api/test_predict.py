@@ -277,7 +277,7 @@ def test_text_that_is_no_unicode_is_told_so(client: TestClient, field: str) -> N
 
 def test_a_long_run_keeps_no_one_from_asking_what_is_served(client: TestClient) -> None:
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(ask, client, inputs=[[0.1, 0.2, 0.3]] * 100, passes=10_000)
+        running = pool.submit(ask, client, inputs=[[0.1, 0.2, 0.3]] * 100, passes=10_000, scope="row")
         looks = 0
         while not running.done():
             assert client.get("/v2/models/line").status_code == 200

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from service.graph.capture import Captured
-from service.graph.compiled import Compiled, Draw, draw_noises
+from service.graph.compiled import Compiled
+from service.graph.drawing import Draw, draw_noises
 from service.graph.passes import RUNNERS, Mode, can_fold
 
 

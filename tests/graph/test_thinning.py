@@ -14,7 +14,8 @@ from service import Predictor
 from service.dropout import VARIANTS
 from service.dropout.variant import ActivationVariant
 from service.graph import compiled, kept
-from service.graph.compiled import Compiled, Draw, draw_noises
+from service.graph.compiled import Compiled
+from service.graph.drawing import Draw, draw_noises
 from service.graph.kept import kept_units
 from service.graph.rates import Rates, measured
 from service.graph.thinning import Thinned

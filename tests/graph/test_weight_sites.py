@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from zoo_weights import LinearTwice, TiedWeights
 
 from service import Predictor
-from service.graph.compiled import Compiled, Draw, draw_noises
+from service.graph.compiled import Compiled
+from service.graph.drawing import Draw, draw_noises
 from service.plan import make_plan
 
 PASSES = 5

@@ -17,7 +17,8 @@ from service.dropout import (
     WordDropoutEmbedding,
 )
 from service.errors import CaptureFailed, InvalidPlan
-from service.graph.compiled import Compiled, Draw, draw_noises
+from service.graph.compiled import Compiled
+from service.graph.drawing import Draw, draw_noises
 from service.plan import Override, make_plan
 
 PASSES = 5

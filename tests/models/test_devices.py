@@ -15,7 +15,8 @@ from service import Predictor
 from service.dropout import Stream
 from service.errors import InvalidPlan
 from service.graph.capture import Captured
-from service.graph.compiled import Compiled, Draw
+from service.graph.compiled import Compiled
+from service.graph.drawing import Draw
 from service.plan import Plan, make_plan
 from service.quantities import Accumulator, defaults
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from service import Predictor
-from service.graph.compiled import Compiled, Draw
+from service.graph.compiled import Compiled
+from service.graph.drawing import Draw
 from service.graph.passes import RUNNERS, Mode
 from service.plan import make_plan
 

@@ -1,0 +1,100 @@
+"""The noise of a plan's sites, drawn once for requests that ask for the same; it does not know networks.
+
+In scope `pass` noise depends on neither rows nor inputs. Requests that name no seed share one, so most ask for noise
+that was drawn before. What was drawn is never written to.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from service.dropout import Stream
+from service.graph.rewrite import NoiseInput
+from service.graph.shapes import Symbols
+
+_STORE_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which noise to draw.
+
+    Attributes:
+        seed: The request's seed.
+        first_pass: Index of the first pass.
+        passes: How many, S.
+        rows: Row indices for row scope; None for pass scope.
+    """
+
+    seed: int
+    first_pass: int
+    passes: int
+    rows: Sequence[int] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """Tensors by what they were drawn for, the least recently used ones dropped past a number of bytes.
+
+    Attributes:
+        most_bytes: How many bytes it holds at most.
+    """
+
+    most_bytes: int
+    _held: OrderedDict[Hashable, Tensor] = field(default_factory=OrderedDict)
+    _lock: Lock = field(default_factory=Lock)
+
+    def find(self, key: Hashable) -> Tensor | None:
+        """Return what was drawn for this, if it is held."""
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+            return self._held.get(key)
+
+    def put(self, key: Hashable, drawn: Tensor) -> None:
+        """Hold what was drawn, unless it would take more than a quarter of the room."""
+        if drawn.nbytes > self.most_bytes // 4:
+            return
+        with self._lock:
+            self._held[key] = drawn
+            while sum(each.nbytes for each in self._held.values()) > self.most_bytes:
+                self._held.popitem(last=False)
+
+
+_store = Store(_STORE_BYTES)
+
+
+def draw_noises(
+    noises: Sequence[NoiseInput],
+    symbols: Symbols,
+    shapes: Sequence[tuple[int, ...]],
+    draw: Draw,
+    device: torch.device,
+) -> list[Tensor]:
+    """Return the noise of every active site: [S, R, …] each, to be read alone."""
+    return [_noise(noise, symbols, symbols.lengths(noise.dims, shapes), draw, device) for noise in noises]
+
+
+def _noise(noise: NoiseInput, symbols: Symbols, lengths: tuple[int, ...], draw: Draw, device: torch.device) -> Tensor:
+    if draw.rows is not None:
+        return _drawn(noise, symbols, lengths, draw, device)
+    key = (noise, lengths, draw.seed, draw.first_pass, draw.passes, device)
+    found = _store.find(key)
+    if found is None:
+        found = _drawn(noise, symbols, lengths, draw, device)
+        _store.put(key, found)
+    return found
+
+
+def _drawn(noise: NoiseInput, symbols: Symbols, lengths: tuple[int, ...], draw: Draw, device: torch.device) -> Tensor:
+    growing = frozenset(axis for axis, dim in enumerate(noise.dims) if symbols.is_growing(dim))
+    merged = noise.channel_axes if noise.variant.per_channel else 1
+    growing = frozenset(max(0, axis + 1 - merged) for axis in growing)
+    stream = Stream(draw.seed, noise.site, draw.first_pass, draw.passes, draw.rows, growing, device)
+    one = noise.variant.draw(stream, (prod(lengths[:merged]), *lengths[merged:]) if lengths else ())
+    return torch.unflatten(one, 2, lengths[:merged]) if merged > 1 else one
