@@ -14,7 +14,6 @@ from service.dropout import Variant
 from service.errors import SelfCheckFailed
 from service.graph.bit_masks import PackedDropConnect
 from service.graph.capture import Captured
-from service.graph.convolutions import replace_convolutions
 from service.graph.drawing import Draw, draw_noises
 from service.graph.footprint import Cost, Footprint, Peaks, metered
 from service.graph.integrated import integrate
@@ -28,6 +27,7 @@ from service.graph.rewrite import Rewritten, rewrite
 from service.graph.split import Split, split
 from service.graph.thinning import Thinned, thin
 from service.graph.thinning_cost import pays
+from service.graph.tuned import tune_convolutions, tune_linears
 
 _CHECK_ROWS = 3
 _CHECK_PASSES = 2
@@ -66,7 +66,9 @@ class Compiled:
         self.thinned: Thinned | None = thin(self._split, self._fast.noises) if on_cpu else None
         fuse_products(self._split)
         for module in (self._split.trunk, *([self.thinned.module] if self.thinned else [])):
-            replace_convolutions(module)
+            tune_convolutions(module)
+            tune_linears(module)
+        tune_linears(self._split.suffix)
         self._modes: dict[bool, Mode] = {}
         self._footprints: dict[tuple[Any, ...], Footprint] = {}
         self._thinning: dict[tuple[Any, ...], bool] = {}

@@ -201,8 +201,9 @@ def attention_probabilities(
     if causal:
         below = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~below, float("-inf"))
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    if mask is None:
+        return scores.softmax(-1)  # of rows with something to attend to
+    scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     probabilities: Tensor = aten._safe_softmax.default(scores, -1)
     return probabilities
 

@@ -71,6 +71,14 @@ def test_a_windows_entries_are_those_that_torch_pools(window: Window, shape: tup
     assert window.outputs(shape[-window.dims :]) == expected.shape[-window.dims :]
 
 
+def test_a_maximum_over_what_is_no_number_is_none_and_of_equal_entries_the_first_has_the_gradient() -> None:
+    x, window = torch.tensor([[[1.0, torch.nan, 2.0, 3.0]]]), Window.of(1, 2)
+    assert torch.equal(maximum(x, window).isnan(), torch.tensor([[[True, False]]]))
+    equal = torch.zeros(1, 1, 4, requires_grad=True)
+    maximum(equal, window).sum().backward()
+    assert torch.equal(equal.grad, torch.tensor([[[1.0, 0.0, 1.0, 0.0]]]))
+
+
 @EVERY_GEOMETRY
 @pytest.mark.parametrize("variant", KINDS, ids=lambda each: each.name)
 @pytest.mark.parametrize("shift", [0.0, 0.9], ids=["positive", "of both signs"])

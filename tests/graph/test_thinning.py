@@ -199,7 +199,7 @@ def test_many_wide_rows_pay_and_one_row_does_not() -> None:
         nn.Dropout(0.5),
         nn.Linear(512, 3),
     )
-    predictor, rates = Predictor.capture(network, torch.randn(2, 8)), Rates(4e10, 5e9, 1e10, 1.5e-6)
+    predictor, rates = Predictor.capture(network, torch.randn(2, 8)), Rates(4e10, 5e9, 1e10, 1.5e-6, 1 << 24)
     thinned = compiled_with(predictor).thinned
     assert thinned is not None
     verdicts = [pays(thinned, predictor._captured.symbols, [(rows, 8)], (0.5, 0.5), rates) for rows in (1, 1024)]
@@ -216,6 +216,7 @@ def test_the_machines_rates_are_measured_at_once_and_plausible() -> None:
     assert 1e8 < rates.gathers < 1e12
     assert 1e8 < rates.products < 1e14
     assert 1e-8 < rates.call_s < 1e-3
+    assert 1 << 20 <= rates.cache_bytes <= 1 << 28
 
 
 def test_what_nothing_drops_from_is_not_thinned() -> None:
