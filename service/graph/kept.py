@@ -6,7 +6,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-_STEP = 32  # products of so many columns more are as fast as of one more
+_STEP = 16  # products of so many columns more are as fast as of one more
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +48,14 @@ def kept_units(noise: Tensor) -> list[Kept]:
     return [Kept(index[:count], scale[:count]) for index, scale, count in zip(order, scales, counts, strict=True)]
 
 
+def units_in_front(x: Tensor) -> Tensor:
+    """Return x [B, U] laid out unit by unit, from which units are picked four times as fast."""
+    return x.t().contiguous().t()
+
+
 def select_units(x: Tensor, kept: Kept) -> Tensor:
     """Return x [B, U, …] at the kept units, not yet scaled [B, K, …]."""
-    return x.index_select(1, kept.index)
+    return x.index_select(1, kept.index) if x.dim() > 2 or x.is_contiguous() else x.t().index_select(0, kept.index).t()
 
 
 def select_outputs(parameter: Tensor, kept: Kept) -> Tensor:

@@ -16,7 +16,15 @@ from torch import Tensor, fx
 
 from service.dropout.variant import ActivationVariant
 from service.graph.channelwise import flattens, is_channelwise, is_proportional, product_axes
-from service.graph.kept import Scratch, kept_units, select_outputs, select_units, select_weight, spread_units
+from service.graph.kept import (
+    Scratch,
+    kept_units,
+    select_outputs,
+    select_units,
+    select_weight,
+    spread_units,
+    units_in_front,
+)
 from service.graph.nodes import is_tensor, node_operand, operand, value_of
 from service.graph.passes import Values
 from service.graph.rewrite import Apply, NoiseInput
@@ -52,18 +60,21 @@ class Thinned:
         sites: For each noise, whether its site is thinned.
         products: The products that are.
         nodes: How many operators a pass calls.
+        picked: Indices of boundary values of rows and units that passes do nothing with but pick units from.
     """
 
     module: fx.GraphModule
     sites: tuple[bool, ...]
     products: tuple[Product, ...]
     nodes: int
+    picked: frozenset[int]
 
     def run(self, values: Values, noises: Sequence[Tensor], rows: int) -> list[Tensor]:
         """Run the passes one by one, in scope `pass`; every output [S, B, …]."""
         own = [kept_units(noise) if thins else noise for noise, thins in zip(noises, self.sites, strict=True)]
         passes, scratch = range(len(noises[0])), Scratch()
-        results = [self.module(*values, rows, *(noise[index] for noise in own), scratch) for index in passes]
+        laid = [units_in_front(value) if index in self.picked else value for index, value in enumerate(values)]
+        results = [self.module(*laid, rows, *(noise[index] for noise in own), scratch) for index in passes]
         return [torch.stack(each) for each in zip(*results, strict=True)]
 
 
@@ -73,7 +84,8 @@ def thin(split: Split, noises: Sequence[NoiseInput]) -> Thinned | None:
     module = thinner.run()
     sites = tuple(noise.placeholder in {site.noise for site in thinner.sites.values()} for noise in noises)
     count = sum(node.op == "call_function" for node in module.graph.nodes)
-    return Thinned(module, sites, tuple(thinner.products), count) if thinner.products else None
+    picked = frozenset(index for index, node in enumerate(_placeholders(module)) if _is_picked_from(node))
+    return Thinned(module, sites, tuple(thinner.products), count, picked) if thinner.products else None
 
 
 @dataclass(frozen=True)
@@ -216,6 +228,16 @@ def _units(node: fx.Node, noises: dict[str, NoiseInput]) -> _Units | None:
     by_unit = len(noise.dims) == 1 or acting.variant.per_channel
     is_fixed = bool(noise.dims) and isinstance(noise.dims[0], sympy.Integer)
     return _Units(noise.placeholder, int(noise.dims[0]), len(noise.dims)) if by_unit and is_fixed else None
+
+
+def _placeholders(module: fx.GraphModule) -> list[fx.Node]:
+    return module.graph.find_nodes(op="placeholder")
+
+
+def _is_picked_from(node: fx.Node) -> bool:
+    """Tell whether a value [B, U] is read by nothing but the picking of units."""
+    is_flat = is_tensor(node) and value_of(node).dim() == 2
+    return is_flat and bool(node.users) and all(user.target is select_units for user in node.users)
 
 
 def _is_count_of_rows(node: fx.Node) -> bool:

@@ -33,7 +33,7 @@ def convolve(
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return what `linear` returns for x [..., I]: as one product."""
-    return F.linear(x.contiguous(), weight, bias)
+    return F.linear(x if x.dim() <= _PAIR else x.contiguous(), weight, bias)
 
 
 def tune_linears(module: fx.GraphModule) -> None:
