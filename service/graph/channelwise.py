@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from service.graph.nodes import operand, operator_name, sequence_operand
+from service.graph.precision import narrow, widen
 from service.graph.sites import pool_site
 
 _POOLS = {
@@ -24,6 +25,8 @@ _CONVOLUTIONS = {f"conv{dims}d": dims for dims in (1, 2, 3)}
 
 def is_channelwise(node: fx.Node, axes: int) -> bool:
     """Tell whether each channel of the result is made of the same channel of the one value that is not a parameter."""
+    if node.target in (narrow, widen):
+        return True
     name = operator_name(node)
     if not _is_aten(node) or not isinstance(operand(node, 0), fx.Node):
         return _is_plain_pool(node, axes)
@@ -35,8 +38,11 @@ def is_channelwise(node: fx.Node, axes: int) -> bool:
 
 
 def is_proportional(node: fx.Node, axes: int) -> bool:
-    """Tell whether it is channelwise and f(c x) = c f(x) for every c ≥ 0, so that what is 0 stays 0."""
-    if _is_plain_pool(node, axes):
+    """Tell whether it is channelwise and f(c x) = c f(x) for every c ≥ 0, so that what is 0 stays 0.
+
+    Rounding is not: a scale between the steps of bfloat16 would be rounded with every weight that it stands in.
+    """
+    if _is_plain_pool(node, axes) or node.target is widen:
         return True
     name = operator_name(node)
     return is_channelwise(node, axes) and (name in _PROPORTIONAL or _POOLS.get(name) == axes - 1)

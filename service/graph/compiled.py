@@ -138,7 +138,9 @@ class Compiled:
 
     def _choose(self, per_row: bool) -> Mode:
         if self._wide is not None:
-            return self._wide.mode(per_row)  # proven where nothing but the order of sums makes a difference
+            mode = self._wide.mode(per_row)  # proven where nothing but the order of sums makes a difference
+            self.thinned = self.thinned if self._wide.thinned is not None else None
+            return mode
         inputs = fresh_inputs(self._captured.example)
         rows = range(_CHECK_ROWS) if per_row else None
         draw = Draw(_CHECK_SEED, 0, _CHECK_PASSES, rows)

@@ -58,13 +58,25 @@ def select_units(x: Tensor, kept: Kept) -> Tensor:
     return x.index_select(1, kept.index) if x.dim() > 2 or x.is_contiguous() else x.t().index_select(0, kept.index).t()
 
 
+def scale_units(x: Tensor, kept: Kept) -> Tensor:
+    """Return the kept units [B, K · n, …], scaled."""
+    apart = torch.unflatten(x, 1, (len(kept.index), -1))
+    return (apart * kept.scale.to(x.dtype).view(-1, *[1] * (apart.dim() - 2))).flatten(1, 2)
+
+
 def select_outputs(parameter: Tensor, kept: Kept) -> Tensor:
     """Return a parameter [U] of the kept units [K]."""
     return parameter.index_select(0, kept.index)
 
 
 def select_weight(
-    weight: Tensor, outputs: Kept | None, inputs: Kept | None, units: int, scratch: Scratch, place: int
+    weight: Tensor,
+    outputs: Kept | None,
+    inputs: Kept | None,
+    units: int,
+    scaled: bool,
+    scratch: Scratch,
+    place: int,
 ) -> Tensor:
     """Return a weight [O, I, …] of the kept outputs and inputs alone, the inputs' scale in it.
 
@@ -73,6 +85,7 @@ def select_weight(
         outputs: The outputs that a later site keeps; None for all.
         inputs: The units that an earlier site keeps; None for all.
         units: How many units the inputs are; each has I / units neighbouring columns.
+        scaled: Whether the inputs are scaled already.
         scratch: Where to put it.
         place: A number of this weight's own there.
     """
@@ -81,13 +94,13 @@ def select_weight(
     if inputs is None:
         return weight
     columns = scratch.take(torch.unflatten(weight, 1, (units, -1)), 1, inputs, (place, 1))
-    columns *= inputs.scale.to(weight.dtype).view(-1, *[1] * (columns.dim() - 2))
+    if not scaled:
+        columns *= inputs.scale.to(weight.dtype).view(-1, *[1] * (columns.dim() - 2))
     return columns.flatten(1, 2)
 
 
-def spread_units(x: Tensor, kept: Kept, units: int) -> Tensor:
+def spread_units(x: Tensor, kept: Kept, units: int, scaled: bool) -> Tensor:
     """Return x [B, K · n, …] scaled and back among all units [B, U · n, …], 0 where a unit was dropped."""
-    apart = torch.unflatten(x, 1, (len(kept.index), -1))
-    scaled = apart * kept.scale.to(x.dtype).view(-1, *[1] * (apart.dim() - 2))
+    apart = torch.unflatten(x if scaled else scale_units(x, kept), 1, (len(kept.index), -1))
     whole = x.new_zeros(len(x), units, *apart.shape[2:])
-    return whole.index_copy_(1, kept.index, scaled).flatten(1, 2)
+    return whole.index_copy_(1, kept.index, apart).flatten(1, 2)

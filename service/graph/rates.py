@@ -45,7 +45,7 @@ def measured() -> Rates:
         scratch = Scratch()
         return Rates(
             products=2 * _SIDE**3 / _least_s(lambda: square @ square),
-            gathers=0.75 * _SIDE**2 / _least_s(lambda: select_weight(square, half, half, _SIDE, scratch, 0)),
+            gathers=0.75 * _SIDE**2 / _least_s(lambda: select_weight(square, half, half, _SIDE, False, scratch, 0)),
             writes=_SIDE**2 / _least_s(lambda: square * square),
             call_s=_least_s(lambda: [few.index_select(0, half.index[:1]) for _ in range(100)]) / 100,
             cache_bytes=_cache_bytes(),

@@ -19,6 +19,7 @@ from service.graph.channelwise import flattens, is_channelwise, is_proportional,
 from service.graph.kept import (
     Scratch,
     kept_units,
+    scale_units,
     select_outputs,
     select_units,
     select_weight,
@@ -27,6 +28,7 @@ from service.graph.kept import (
 )
 from service.graph.nodes import is_tensor, node_operand, operand, value_of
 from service.graph.passes import Values
+from service.graph.precision import narrow
 from service.graph.rewrite import Apply, NoiseInput
 from service.graph.shapes import BatchAxis
 from service.graph.split import Split
@@ -90,11 +92,12 @@ def thin(split: Split, noises: Sequence[NoiseInput]) -> Thinned | None:
 
 @dataclass(frozen=True)
 class _Units:
-    """What a site keeps: the noise's placeholder, how many units there are, how many axes a row of the value has."""
+    """What a site keeps: the noise's placeholder, how many units, a row's axes; whether the value is scaled already."""
 
     noise: str
     units: int
     axes: int
+    scaled: bool = False
 
 
 class _Thinner:
@@ -174,10 +177,12 @@ class _Thinner:
             return
         inputs = self._kept(source) if source else None
         outputs = self._kept(self.sites[site]) if site else None
-        units = source.units if source else 0
+        units, scaled = (source.units, source.scaled) if source else (0, False)
         table = {x: self.copies[x] if source else self._whole(x)}
         place = self.scratch, len(self.products)
-        table[weight] = self.graph.call_function(select_weight, (self.copies[weight], outputs, inputs, units, *place))
+        table[weight] = self.graph.call_function(
+            select_weight, (self.copies[weight], outputs, inputs, units, scaled, *place)
+        )
         if isinstance(bias, fx.Node):
             own = self.copies[bias]
             table[bias] = own if outputs is None else self.graph.call_function(select_outputs, (own, outputs))
@@ -193,7 +198,10 @@ class _Thinner:
     def _other(self, node: fx.Node) -> None:
         """Carry the kept units on where a value's channels are treated alike, else spread them out."""
         source = self.carried.get(node.all_input_nodes[0]) if len(node.all_input_nodes) == 1 else None
-        if source is not None and is_proportional(node, source.axes):
+        if source is not None and node.target is narrow:
+            self._scale(node_operand(node))
+            self.carried[node] = self.carried[node_operand(node)]
+        elif source is not None and is_proportional(node, source.axes):
             self.carried[node] = source
         elif isinstance(node.args[0] if node.args else None, fx.Node) and flattens(node):
             source = self.carried.get(node_operand(node))
@@ -204,12 +212,19 @@ class _Thinner:
         else:
             self.copies[node] = self.graph.node_copy(node, self._whole)
 
+    def _scale(self, node: fx.Node) -> None:
+        """Put the scale into a value that holds the kept units alone, from here on."""
+        own = self.carried[node]
+        if not own.scaled:
+            self.copies[node] = self.graph.call_function(scale_units, (self.copies[node], self._kept(own)))
+            self.carried[node] = replace(own, scaled=True)
+
     def _whole(self, node: fx.Node) -> fx.Node:
         if node not in self.carried:
             return self.copies[node]
         if node not in self.wholes:
             own = self.carried[node]
-            arguments = (self.copies[node], self._kept(own), own.units)
+            arguments = (self.copies[node], self._kept(own), own.units, own.scaled)
             self.wholes[node] = self.graph.call_function(spread_units, arguments)
         return self.wholes[node]
 
