@@ -182,9 +182,9 @@ class Run:
         rows = shapes[0][0]
         inside, around = footprint.suffix.of(rows), footprint.around.of(rows)
         free = self.memory_bytes - footprint.kept_row * rows
-        one_by_one = self.compiled.thins(shapes, self.ask.per_row)  # what is inside a pass is gone before the next one
-        together = max(1, around if one_by_one else inside)
-        in_memory = (free - inside) // max(1, around) if one_by_one else free // max(1, inside + around)
+        together, in_memory = max(1, inside), free // max(1, inside + around)
+        if self.compiled.thinned_for(shapes, self.ask.per_row):  # what is inside a pass is gone before the next one
+            together, in_memory = max(1, around), (free - inside) // max(1, around)
         return max(1, min(self.ask.passes, measured().cache_bytes // together, in_memory))
 
     def _check_samples(self, shapes: Sequence[tuple[int, ...]]) -> None:

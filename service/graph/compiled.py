@@ -26,7 +26,7 @@ from service.graph.rates import measured
 from service.graph.rewrite import Rewritten, rewrite
 from service.graph.split import Split, split
 from service.graph.thinning import Thinned, thin
-from service.graph.thinning_cost import pays
+from service.graph.thinning_cost import better_whole, pays
 from service.graph.tuned import tune_convolutions, tune_linears
 
 _CHECK_ROWS = 3
@@ -61,17 +61,16 @@ class Compiled:
         self._wide = None if precision == FLOAT32 else Compiled(captured, plan)
         rewritten = rewrite(captured, plan, precision=precision)
         self._rewritten: Rewritten = integrate(rewritten, integrated) if integrated else rewritten
-        self._fast, self._split = (self._rewritten, split(self._rewritten)) if integrated else self._fastest(plan)
+        self._fast, self._plain = (self._rewritten, split(self._rewritten)) if integrated else self._fastest(plan)
         on_cpu = captured.example[0].device.type == "cpu"  # elsewhere, to gather by what is kept waits for the device
-        self.thinned: Thinned | None = thin(self._split, self._fast.noises) if on_cpu else None
-        fuse_products(self._split)
-        for module in (self._split.trunk, *([self.thinned.module] if self.thinned else [])):
-            tune_convolutions(module)
-            tune_linears(module)
+        self.thinned = self._thin() if on_cpu else None
+        self._split = fuse_products(self._plain)
+        tune_convolutions(self._split.trunk)
+        tune_linears(self._split.trunk)
         tune_linears(self._split.suffix)
         self._modes: dict[bool, Mode] = {}
         self._footprints: dict[tuple[Any, ...], Footprint] = {}
-        self._thinning: dict[tuple[Any, ...], bool] = {}
+        self._thinning: dict[tuple[Any, ...], Thinned | None] = {}
         self.notes = self._rewritten.notes if self._wide is None else (*self._rewritten.notes, NOTE)
         self.stochastic = self._split.stochastic
 
@@ -122,8 +121,8 @@ class Compiled:
         noises = self._draw(shapes, draw)
         mode, rows = self.mode(per_row=draw.rows is not None), shapes[0][0]
         with torch.inference_mode():
-            if self.thinned is not None and self.thins(shapes, per_row=draw.rows is not None):
-                return self.thinned.run(values, noises, rows)
+            if thinned := self.thinned_for(shapes, per_row=draw.rows is not None):
+                return thinned.run(values, noises, rows)
             return RUNNERS[mode](self._split, values, noises, rows)
 
     def mode(self, per_row: bool) -> Mode:
@@ -169,21 +168,35 @@ class Compiled:
             found = thinned.run(values, noises, _CHECK_ROWS)
         return all(close(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
 
-    def thins(self, shapes: Sequence[tuple[int, ...]], per_row: bool) -> bool:
-        """Tell whether passes run one by one on what they keep, found the first time that such shapes come."""
+    def thinned_for(self, shapes: Sequence[tuple[int, ...]], per_row: bool) -> Thinned | None:
+        """Return what passes run on one by one where that is faster, found the first time that such shapes come."""
         if per_row or self.thinned is None:
-            return False
+            return None
         key = tuple(shapes)
         if key not in self._thinning:
             if len(self._thinning) >= _FOOTPRINTS_KEPT:
                 self._thinning.clear()
-            noises = self._draw(shapes, Draw(_CHECK_SEED, 0, _CHECK_PASSES, None))
-            kept = [
-                site.variant.q if site.variant.rated else (noise != 0).double().mean().item()
-                for site, noise in zip(self._rewritten.noises, noises, strict=True)
-            ]
-            self._thinning[key] = pays(self.thinned, self._captured.symbols, shapes, kept, measured())
+            self._thinning[key] = self._thinned_by_cost(self.thinned, shapes)
         return self._thinning[key]
+
+    def _thinned_by_cost(self, thinned: Thinned, shapes: Sequence[tuple[int, ...]]) -> Thinned | None:
+        noises = self._draw(shapes, Draw(_CHECK_SEED, 0, _CHECK_PASSES, None))
+        kept = [
+            site.variant.q if site.variant.rated else (noise != 0).double().mean().item()
+            for site, noise in zip(self._rewritten.noises, noises, strict=True)
+        ]
+        given = self._captured.symbols, shapes, kept, measured()
+        if whole := better_whole(thinned, *given):
+            thinned = self._thin(whole) or thinned
+        return thinned if pays(thinned, *given) else None
+
+    def _thin(self, whole: frozenset[str] = frozenset()) -> Thinned | None:
+        """Return the thinned suffix, some of its products left whole."""
+        thinned = thin(self._plain, self._fast.noises, whole)
+        if thinned is not None:
+            tune_convolutions(thinned.module)
+            tune_linears(thinned.module)
+        return thinned
 
     def _candidates(self, per_row: bool) -> list[Mode]:
         foldable = can_fold(self._split) and all(noise.has_rows for noise in self._fast.noises)

@@ -4,6 +4,8 @@ Y[s, b, o] = Σ_j n[s, j] h[b, j] W[o, j] + c[o] is noise [S, J] times h ∘ W [
 made. It does not know plans or where noise comes from.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
@@ -78,15 +80,16 @@ def one_product(noise: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -
     return y if bias is None else y.add_(bias)
 
 
-def fuse_products(split: Split) -> None:
-    """Let each linear layer take in the site before it, in the suffix, where that site feeds linear layers alone."""
-    graph = split.suffix.graph
+def fuse_products(split: Split) -> Split:
+    """Return a cut whose linear layers take in the site before them, where that site feeds linear layers alone."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(split.suffix.graph, {}))
     for node in list(graph.nodes):
         if _is_scaling(node) and node.users and all(_takes(user, node) for user in node.users):
             for user in list(node.users):
                 _fuse(graph, node, user)
             graph.erase_node(node)
-    split.suffix.recompile()
+    return replace(split, suffix=fx.GraphModule(split.suffix, graph))
 
 
 def _fuse(graph: fx.Graph, site: fx.Node, linear: fx.Node) -> None:

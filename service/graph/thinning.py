@@ -7,6 +7,7 @@ else reads a value, it is spread out again first. It does not know where noise c
 """
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
@@ -36,21 +37,25 @@ from service.graph.split import Split
 
 @dataclass(frozen=True)
 class Product:
-    """A product whose weight is thinned.
+    """A product whose weight is thinned, or could be.
 
     Attributes:
+        name: Its node's.
         result: What the export recorded of its whole result; None where nothing is known.
         weight: Elements of its whole weight.
         depth: How many of them make one element of the result.
         inputs: Index of the noise whose units its inputs are, if they are thinned.
         outputs: Index of the noise whose units its outputs are, if they are.
+        is_whole: Whether it is left as it is.
     """
 
+    name: str
     result: Tensor | None
     weight: int
     depth: int
     inputs: int | None
     outputs: int | None
+    is_whole: bool
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Thinned:
     Attributes:
         module: (boundary values …, rows, noises …, scratch) → outputs; the noise of a thinned site is what it keeps.
         sites: For each noise, whether its site is thinned.
-        products: The products that are.
+        products: The products that are, and those that are left whole.
         nodes: How many operators a pass calls.
         picked: Indices of boundary values of rows and units that passes do nothing with but pick units from.
     """
@@ -80,14 +85,21 @@ class Thinned:
         return [torch.stack(each) for each in zip(*results, strict=True)]
 
 
-def thin(split: Split, noises: Sequence[NoiseInput]) -> Thinned | None:
-    """Return the thinned suffix; None where no product would be thinner."""
-    thinner = _Thinner(split.suffix, noises)
+def thin(split: Split, noises: Sequence[NoiseInput], whole: AbstractSet[str] = frozenset()) -> Thinned | None:
+    """Return the thinned suffix; None where no product would be thinner.
+
+    Args:
+        split: The cut.
+        noises: The noise of each site.
+        whole: Products that are left as they are, by name.
+    """
+    thinner = _Thinner(split.suffix, noises, whole)
     module = thinner.run()
     sites = tuple(noise.placeholder in {site.noise for site in thinner.sites.values()} for noise in noises)
     count = sum(node.op == "call_function" for node in module.graph.nodes)
     picked = frozenset(index for index, node in enumerate(_placeholders(module)) if _is_picked_from(node))
-    return Thinned(module, sites, tuple(thinner.products), count, picked) if thinner.products else None
+    products = tuple(thinner.products)
+    return None if all(each.is_whole for each in products) else Thinned(module, sites, products, count, picked)
 
 
 @dataclass(frozen=True)
@@ -101,8 +113,8 @@ class _Units:
 
 
 class _Thinner:
-    def __init__(self, module: fx.GraphModule, noises: Sequence[NoiseInput]) -> None:
-        self.module = module
+    def __init__(self, module: fx.GraphModule, noises: Sequence[NoiseInput], whole: AbstractSet[str]) -> None:
+        self.module, self.whole = module, whole
         self.order = {noise.placeholder: index for index, noise in enumerate(noises)}
         self.graph = fx.Graph()
         by_name = {noise.placeholder: noise for noise in noises}
@@ -131,7 +143,7 @@ class _Thinner:
         axes, node = self.sites[site].axes, node_operand(site, 2)
         while node.op == "call_function" and len(node.users) == 1:
             if product_axes(node) == axes:
-                self.needed[node] = site
+                self.needed[node] = site  # left whole, its units are picked behind it
                 return
             if not is_channelwise(node, axes):
                 return
@@ -175,11 +187,16 @@ class _Thinner:
         if source is None and site is None:
             self._other(node)
             return
+        self._note(node, source, self.sites[site] if site else None)
+        if node.name in self.whole:
+            self.needed.pop(node, None)
+            self._other(node)
+            return
         inputs = self._kept(source) if source else None
         outputs = self._kept(self.sites[site]) if site else None
         units, scaled = (source.units, source.scaled) if source else (0, False)
         table = {x: self.copies[x] if source else self._whole(x)}
-        place = self.scratch, len(self.products)
+        place = self.scratch, len(self.products) - 1
         table[weight] = self.graph.call_function(
             select_weight, (self.copies[weight], outputs, inputs, units, scaled, *place)
         )
@@ -187,13 +204,13 @@ class _Thinner:
             own = self.copies[bias]
             table[bias] = own if outputs is None else self.graph.call_function(select_outputs, (own, outputs))
         self.copies[node] = self.graph.node_copy(node, table.__getitem__)
-        self._note(node, source, self.sites[site] if site else None)
 
     def _note(self, node: fx.Node, inputs: "_Units | None", outputs: "_Units | None") -> None:
         weight = attrgetter(str(node_operand(node, 1).target))(self.module)
         result = value_of(node) if is_tensor(node) else None
-        indices = [self.order[each.noise] if each else None for each in (inputs, outputs)]
-        self.products.append(Product(result, weight.numel(), weight[0].numel(), *indices))
+        before, behind = (self.order[each.noise] if each else None for each in (inputs, outputs))
+        sizes, is_whole = (weight.numel(), weight[0].numel()), node.name in self.whole
+        self.products.append(Product(node.name, result, *sizes, before, behind, is_whole))
 
     def _other(self, node: fx.Node) -> None:
         """Carry the kept units on where a value's channels are treated alike, else spread them out."""

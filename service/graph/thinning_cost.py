@@ -21,6 +21,7 @@ class Work:
         depth: How many products make one element of its result.
         kept_inputs: The part of its inputs that is kept.
         kept_outputs: The part of its outputs that is kept.
+        is_whole: Whether it is left as it is.
     """
 
     outputs: int
@@ -28,6 +29,16 @@ class Work:
     depth: int
     kept_inputs: float
     kept_outputs: float
+    is_whole: bool = False
+
+    def alone_s(self, rates: Rates) -> float:
+        """Return its seconds in a pass by itself."""
+        return self.whole_s(rates) if self.is_whole else self.thinned_s(rates)
+
+    def whole_s(self, rates: Rates) -> float:
+        """Return the seconds on all units in a pass by itself: read the weight, multiply, write, spread."""
+        multiplied = max(2 * self.outputs * self.depth / rates.products, self.weight / rates.gathers)
+        return multiplied + 2 * self.outputs / rates.writes
 
     def thinned_s(self, rates: Rates) -> float:
         """Return the seconds on what is kept: gather the weight, multiply, write."""
@@ -54,11 +65,19 @@ def pays(
         rates: The machine's.
     """
     works = [_work(each, symbols, shapes, kept) for each in thinned.products]
-    alone = thinned.nodes * rates.call_s + sum(work.thinned_s(rates) for work in works)
+    alone = thinned.nodes * rates.call_s + sum(work.alone_s(rates) for work in works)
     return alone < _CLEARLY * sum(work.plain_s(rates) for work in works)
+
+
+def better_whole(
+    thinned: Thinned, symbols: Symbols, shapes: Sequence[tuple[int, ...]], kept: Sequence[float], rates: Rates
+) -> frozenset[str]:
+    """Return the products whose weight takes longer to gather than to read and multiply as it is; see `pays`."""
+    works = {each.name: _work(each, symbols, shapes, kept) for each in thinned.products}
+    return frozenset(name for name, work in works.items() if work.whole_s(rates) < work.thinned_s(rates))
 
 
 def _work(product: Product, symbols: Symbols, shapes: Sequence[tuple[int, ...]], kept: Sequence[float]) -> Work:
     outputs = 0 if product.result is None else prod(symbols.lengths(symbols.dims(product.result), shapes))
     inside, outside = (1.0 if each is None else kept[each] for each in (product.inputs, product.outputs))
-    return Work(outputs, product.weight, product.depth, inside, outside)
+    return Work(outputs, product.weight, product.depth, inside, outside, product.is_whole)

@@ -19,7 +19,7 @@ from service.graph.drawing import Draw, draw_noises
 from service.graph.kept import kept_units
 from service.graph.rates import Rates, measured
 from service.graph.thinning import Thinned
-from service.graph.thinning_cost import pays
+from service.graph.thinning_cost import better_whole, pays
 from service.plan import Override, make_plan
 
 PASSES = 5
@@ -207,6 +207,42 @@ def test_many_wide_rows_pay_and_one_row_does_not() -> None:
     assert not pays(thinned, predictor._captured.symbols, [(1024, 8)], (0.99, 0.99), rates), (
         "next to nothing is dropped"
     )
+
+
+def broad() -> tuple[Predictor, Compiled]:
+    """Return a convolution of many positions, which is worth thinning, and a wide layer of one row, which is not."""
+    body = (nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Dropout2d(0.5), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU())
+    head = (nn.Dropout2d(0.5), nn.Flatten(), nn.Linear(32 * 256, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 3))
+    predictor = Predictor.capture(nn.Sequential(*body, *head), torch.randn(2, 1, 16, 16))
+    return predictor, compiled_with(predictor)
+
+
+def test_each_product_is_thinned_or_left_whole_by_its_own_cost() -> None:
+    (predictor, plan), rates = broad(), Rates(4e10, 5e9, 1e10, 1.5e-6, 1 << 24)
+    assert plan.thinned is not None
+    convolution, wide, last = (each.name for each in plan.thinned.products)
+
+    def whole(rows: int) -> frozenset[str]:
+        assert plan.thinned is not None
+        kept = (0.5, 0.5, 0.5)
+        return better_whole(plan.thinned, predictor._captured.symbols, [(rows, 1, 16, 16)], kept, rates)
+
+    assert convolution not in whole(1)
+    assert wide in whole(1)
+    assert not {convolution, wide} & whole(256)
+    assert last not in {convolution, wide}
+
+
+def test_passes_with_some_products_left_whole_are_the_whole_graphs() -> None:
+    predictor, plan = broad()
+    assert plan.thinned is not None
+    names = [each.name for each in plan.thinned.products]
+    for left in ([names[0]], [names[1]], names[1:], [names[0], names[2]]):
+        plan.thinned = plan._thin(frozenset(left))
+        assert plan.thinned is not None
+        assert [each.name for each in plan.thinned.products if each.is_whole] == left
+        thinned_against_whole(predictor, plan, (torch.randn(4, 1, 16, 16),), PASSES)
+    assert plan._thin(frozenset(names)) is None
 
 
 def test_the_machines_rates_are_measured_at_once_and_plausible() -> None:
