@@ -17,7 +17,7 @@ import torch  # noqa: E402 # the paths come first
 from contenders import PEERS, Contender, FreshThinnet, Moments, Thinnet, ready  # noqa: E402
 from judge import Judge  # noqa: E402
 from report import begin, geometric, head, line, options, rate  # noqa: E402
-from timing import Metered, medians_s, metered  # noqa: E402
+from timing import Metered, Work, medians_s, metered  # noqa: E402
 from torch import Tensor  # noqa: E402
 from workloads import Workload  # noqa: E402
 
@@ -76,7 +76,7 @@ def measure(workload: Workload, rows: int, rounds: int) -> Row:
     x, network = workload.inputs(rows), workload.build()
     contenders = ready(workload, (*OURS, *PEERS))
     first = {name: _first(run, x) for name, run in contenders.items()}
-    works = {name: lambda run=run: run(x) for name, run in contenders.items()}
+    works: dict[str, Work] = {name: lambda run=run: run(x) for name, run in contenders.items()}
     works[_FORWARD] = torch.inference_mode()(lambda: network(x))
     last_s = {name: each.seconds for name, each in first.items()} | {_FORWARD: 0.0}
     medians, judge = medians_s(works, last_s, rounds), Judge.of(workload, x)

@@ -21,7 +21,7 @@ from contenders import PEERS, captured, ready  # noqa: E402 # the paths come fir
 from deviation_error import ALLOWED, LIMIT, Reference, enough  # noqa: E402
 from judge import Judge  # noqa: E402
 from report import begin, geometric, head, line, options, rate  # noqa: E402
-from timing import Metered, medians_s, metered, seconds  # noqa: E402
+from timing import Metered, Work, medians_s, metered, seconds  # noqa: E402
 from torch import Tensor  # noqa: E402
 from workloads import Workload  # noqa: E402
 
@@ -100,7 +100,7 @@ def measure(workload: Workload, rows: int, rounds: int) -> Row:
     reference = Reference.of(predictor, x)
     ways = [*_ways(predictor, reference)]
     passes = ways[0].asked["passes"]
-    works = {way.name: lambda way=way: predictor.predict(x, seed=None, **way.asked) for way in ways}
+    works: dict[str, Work] = {way.name: lambda way=way: predictor.predict(x, seed=None, **way.asked) for way in ways}
     last_s = {name: min(seconds(work), seconds(work)) for name, work in works.items()}  # a first call compiles
     few, share = _of_few(workload, x), passes / workload.passes
     patient = [
@@ -124,9 +124,9 @@ def _ways(predictor: Predictor, reference: Reference) -> Iterable[Way]:
     """Return thinnet's ways, with what each needs to keep the limit."""
     passes, error = enough(lambda passes: reference.error(passes=passes), reference.needed)
     yield Way(f"{passes} passes", {"passes": passes}, error)
-    asked = {"tolerance": 2 * LIMIT}
+    asked: dict[str, Any] = {"tolerance": 2 * LIMIT}
     yield Way(f"tolerance {2 * LIMIT:g}", asked, reference.error(**asked))
-    integrated = {"estimator": "integrated"}
+    integrated: dict[str, Any] = {"estimator": "integrated"}
     try:
         is_exact = any("exact" in note for note in predictor.predict(reference.x, passes=2, **integrated).notes)
     except InvalidPlan:
