@@ -5,21 +5,23 @@ The libraries are optional:
 that makes a network stochastic is imported, since their packages need a training framework, plots and image tools.
 """
 
-import copy
 import importlib
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from types import ModuleType
 
 import torch
+from by_hand import by_hand, fold, has_dropconnect
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from workloads import Workload
 
 from service import Predictor
-from service.dropout import DropConnectLinear
 
 Moments = tuple[Tensor, Tensor]
 
@@ -28,6 +30,7 @@ class Contender(ABC):
     """One way to get mean and variance; a call takes inputs [B, …] and gives each [B, …]."""
 
     name: str
+    compiles = False  # whether the first call makes ready what later ones use
 
     @abstractmethod
     def __init__(self, workload: Workload) -> None:
@@ -43,19 +46,27 @@ class Contender(ABC):
 
 
 class Thinnet(Contender):
-    """This project."""
+    """This project as it is asked by default: the same seed in every call."""
 
     name = "thinnet"
+    compiles = True
+    seed: int | None = 0
 
     def __init__(self, workload: Workload) -> None:
         """Capture the network."""
-        self.passes = workload.passes
-        self.predictor = Predictor.capture(workload.build(), workload.inputs(2))
+        self.passes, self.predictor = workload.passes, captured(replace(workload, passes=0))
 
     def __call__(self, x: Tensor) -> Moments:
         """Predict."""
-        prediction = self.predictor.predict(x, passes=self.passes)
+        prediction = self.predictor.predict(x, passes=self.passes, seed=self.seed)
         return prediction.mean, prediction.variance
+
+
+class FreshThinnet(Thinnet):
+    """The same with new noise in every call, as the others draw it."""
+
+    name = "thinnet, fresh seed"
+    seed = None
 
 
 class HandLoop(Contender):
@@ -74,19 +85,20 @@ class HandLoop(Contender):
 
 
 class HandFolded(HandLoop):
-    """The same network on all passes as one batch."""
+    """The same network on all passes as one batch; of DropConnect, layers with the passes as an axis of their own."""
 
     name = "hand-folded"
 
     def __init__(self, workload: Workload) -> None:
         """Switch the network by hand."""
         super().__init__(workload)
-        if any(isinstance(each, DropConnectLinear) for each in self.network.modules()):
-            raise NotImplementedError("one mask for the whole batch")
+        self.has_axis = fold(self.network, self.passes)
 
     def __call__(self, x: Tensor) -> Moments:
-        """Repeat the rows."""
+        """Repeat the rows, unless the layers add the axis."""
         with torch.inference_mode():
+            if self.has_axis:
+                return _moments(self.network(x))
             return _moments(self.network(x.repeat(self.passes, *[1] * (x.dim() - 1))).unflatten(0, (self.passes, -1)))
 
 
@@ -98,13 +110,26 @@ class HandCached(HandLoop):
     def __init__(self, workload: Workload) -> None:
         """Cut the network by hand."""
         super().__init__(workload)
-        if workload.trunk is None:
-            raise NotImplementedError("nothing stands before the first dropout, or it is inside a layer")
-        assert isinstance(self.network, nn.Sequential)
-        self.trunk, self.network = self.network[: workload.trunk], self.network[workload.trunk :]
+        self.trunk, self.network = _cut(self.network, workload.trunk)
 
     def __call__(self, x: Tensor) -> Moments:
         """Run the first part once, then loop."""
+        with torch.inference_mode():
+            return super().__call__(self.trunk(x))
+
+
+class HandFoldedCached(HandFolded):
+    """The layers from the first dropout on, on all passes as one batch; those before it run once."""
+
+    name = "hand-folded, trunk cached"
+
+    def __init__(self, workload: Workload) -> None:
+        """Cut the network by hand."""
+        super().__init__(workload)
+        self.trunk, self.network = _cut(self.network, workload.trunk)
+
+    def __call__(self, x: Tensor) -> Moments:
+        """Run the first part once, then all passes of the rest."""
         with torch.inference_mode():
             return super().__call__(self.trunk(x))
 
@@ -117,6 +142,8 @@ class Baal(Contender):
     def __init__(self, workload: Workload) -> None:
         """Patch the network."""
         module = _module("baal", "baal.bayesian.dropout")
+        if has_dropconnect(workload.build()):
+            raise NotImplementedError("its DropConnect leaves biases whole")
         self.passes, self.network = workload.passes, module.patch_module(workload.build(), inplace=False).eval()
 
     def __call__(self, x: Tensor) -> Moments:
@@ -146,16 +173,22 @@ class TorchUncertainty(Contender):
             return _moments(self.network(x).unflatten(0, (self.passes, -1)))
 
 
-PEERS: tuple[type[Contender], ...] = (HandLoop, HandFolded, HandCached, Baal, TorchUncertainty)
+PEERS: tuple[type[Contender], ...] = (HandLoop, HandFolded, HandCached, HandFoldedCached, Baal, TorchUncertainty)
 
 
-def by_hand(network: nn.Module) -> nn.Module:
-    """Return a copy as a careful user switches it: training mode, what normalises in eval mode."""
-    network = copy.deepcopy(network).train()
-    for module in network.modules():
-        if isinstance(module, _NormBase):
-            module.eval()
-    return network
+def ready(workload: Workload, kinds: Sequence[type[Contender]]) -> dict[str, Contender]:
+    """Return the contenders that can do a workload, by name."""
+    found: dict[str, Contender] = {}
+    for kind in kinds:
+        with suppress(NotImplementedError):
+            found[kind.name] = kind(workload)
+    return found
+
+
+@lru_cache(maxsize=1)
+def captured(workload: Workload) -> Predictor:
+    """Capture a network once for all its numbers of rows and passes."""
+    return Predictor.capture(workload.build(), workload.inputs(2))
 
 
 def peer_versions() -> str:
@@ -167,6 +200,13 @@ def peer_versions() -> str:
         except PackageNotFoundError:
             told.append(f"{name} not installed")
     return ", ".join(told)
+
+
+def _cut(network: nn.Module, trunk: int | None) -> tuple[nn.Module, nn.Module]:
+    if trunk is None:
+        raise NotImplementedError("nothing stands before the first dropout, or it is inside a layer")
+    assert isinstance(network, nn.Sequential)
+    return network[:trunk], network[trunk:]
 
 
 def _module(package: str, name: str) -> ModuleType:

@@ -1,0 +1,41 @@
+"""Whether a mean and a variance are those of the passes; it does not know who gave them."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from contenders import HandLoop, Moments
+from torch import Tensor
+from workloads import Workload
+
+SIGMAS = 6
+_ROWS = 4
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The passes of a careful hand loop, and how far an answer of as many passes may be from them."""
+
+    passes: Tensor
+
+    @staticmethod
+    def of(workload: Workload, x: Tensor) -> "Judge":
+        """Loop over the first rows."""
+        network = HandLoop(workload).network
+        with torch.inference_mode():
+            return Judge(torch.stack([network(x[:_ROWS]) for _ in range(workload.passes)]).double())
+
+    def fault(self, answer: Moments) -> str:
+        """Return what is wrong with a mean and a variance, if anything is."""
+        mean, variance = (each[: self.passes.shape[1]].double() for each in answer)
+        if (variance == 0).all():
+            return "variance 0"
+        count, centred = len(self.passes), self.passes - self.passes.mean(0)
+        expected = centred.square().mean(0)
+        off = ((mean - self.passes.mean(0)).abs() / (2 * expected / count).sqrt()).max().item()
+        if off > SIGMAS:
+            return f"mean off by {off:.0f} standard errors"
+        kurtosis = (centred.pow(4).mean(0) / expected.square()).mean().item()
+        ratio = (variance.sum() / expected.sum()).item()
+        error = math.sqrt(2 * max(kurtosis - 1, 1) / count)
+        return f"variance {ratio:.2f} times" if abs(math.log(ratio)) > SIGMAS * error else ""
