@@ -224,7 +224,7 @@ def test_each_product_is_thinned_or_left_whole_by_its_own_cost() -> None:
 
     def whole(rows: int) -> frozenset[str]:
         assert plan.thinned is not None
-        kept = (0.5, 0.5, 0.5)
+        kept = (0.8, 0.8, 0.8)
         return better_whole(plan.thinned, predictor._captured.symbols, [(rows, 1, 16, 16)], kept, rates)
 
     assert convolution not in whole(1)
