@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from service.dropout.dropconnect import product_variance
 from service.dropout.variant import Kind, SampledProduct
 
 
@@ -30,6 +29,7 @@ class DropConnectSampled(SampledProduct):
         """Return W x + b."""
         return F.linear(x, weight, bias)
 
-    def variance(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return (p / q) (W² x² + b²)."""
-        return product_variance(x, weight, bias, self.p)
+    def spread(self, weight: Tensor, bias: Tensor | None, *learned: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (p / q) W² and (p / q) b²."""
+        squares = weight.new_zeros(len(weight)) if bias is None else bias.square()
+        return weight.square() * (self.p / self.q), squares * (self.p / self.q)

@@ -29,6 +29,6 @@ class Fast(SampledProduct):
         """Return W x + b."""
         return F.linear(x, weight, bias)
 
-    def variance(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return (p / q) W² x²."""
-        return F.linear(x.square(), weight.square()) * (self.p / self.q)
+    def spread(self, weight: Tensor, bias: Tensor | None, *learned: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (p / q) W² and 0."""
+        return weight.square() * (self.p / self.q), weight.new_zeros(len(weight))

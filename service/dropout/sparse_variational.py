@@ -42,10 +42,10 @@ class SparseVariational(SampledProduct):
         """Return W x + b."""
         return F.linear(x, weight, bias)
 
-    def variance(self, x: Tensor, weight: Tensor, bias: Tensor | None, *learned: Tensor) -> Tensor:
-        """Return σ² x², given log σ² [out, in]."""
+    def spread(self, weight: Tensor, bias: Tensor | None, *learned: Tensor) -> tuple[Tensor, Tensor]:
+        """Return σ², given log σ² [out, in], and 0."""
         (log_variance,) = learned
-        return F.linear(x.square(), weight_variance(weight, log_variance))
+        return weight_variance(weight, log_variance), weight.new_zeros(len(weight))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from service.dropout.noise import Shape, Stream
 from service.dropout.windows import Window
@@ -210,9 +211,17 @@ class SampledProduct(WeightVariant):
 
     joint = False
 
+    @abstractmethod
+    def spread(self, weight: Tensor, bias: Tensor | None, *learned: Tensor) -> tuple[Tensor, Tensor]:
+        """Return V [out, in] and c [out] of the variance V x² + c, the same for every x."""
+
+    def variance(self, x: Tensor, weight: Tensor, bias: Tensor | None, *learned: Tensor) -> Tensor:
+        """Return V x² + c [B, out]."""
+        return F.linear(x.square(), *self.spread(weight, bias, *learned))
+
     def draw(self, stream: Stream, shape: Shape) -> Tensor:
         """Draw z ~ N(0, 1), one for each unit [S, R, out]."""
-        return stream.normal(shape[:1]).float()
+        return stream.normal(shape[:1])
 
     def moments(self, x: Tensor, weight: Tensor, bias: Tensor | None, *learned: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and variance of u [B, out]; shared by all passes where x is."""
@@ -220,7 +229,7 @@ class SampledProduct(WeightVariant):
 
     def apply(self, mean: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
         """Return u = mean + √variance · z [S?, B, out]."""
-        return mean + variance.sqrt() * noise
+        return torch.addcmul(mean, variance.sqrt(), noise)
 
 
 class Place(StrEnum):

@@ -27,7 +27,7 @@ from service.graph.capture import Captured
 from service.graph.cells import CellSite, write_cell
 from service.graph.images import check_image
 from service.graph.layout import LAYOUT, Layout
-from service.graph.nodes import node_operand, value_of
+from service.graph.nodes import node_operand, operand, value_of
 from service.graph.noisy_weights import LookUp, MaskColumns, check_use, stand_in
 from service.graph.pools import Pooling
 from service.graph.precision import BFLOAT16, FLOAT32, NARROWED, Narrower
@@ -259,14 +259,16 @@ class _Writer:
 
     def _product(self, node: fx.Node) -> fx.Node:
         variant, noise = self.products[node]
-        x, weight, bias = (*node.args, None)[:3]
-        given = (x, *node_operand(node, 1).args) if variant.learned else (x, weight)
-        operands = tuple(
-            self.copies[each] if isinstance(each, fx.Node) else each for each in (*given[:2], bias, *given[2:])
-        )
-        moments = self.graph.call_function(variant.moments, operands)
-        parts = [self.graph.call_function(getitem, (moments, index)) for index in range(2)]
-        for part in parts:
+        x, bias = self.copies[node_operand(node)], operand(node, 2)
+        bias = None if bias is None else self.copies[bias]
+        learned = node_operand(node, 1).args if variant.learned else (node_operand(node, 1),)
+        weight, *rest = (self.copies[each] for each in learned if isinstance(each, fx.Node))
+        spread = self.graph.call_function(variant.spread, (weight, bias, *rest))  # of parameters alone: made once
+        scale, shift = (self.graph.call_function(getitem, (spread, index)) for index in range(2))
+        square = self.graph.call_function(torch.square, (x,))
+        linear = torch.ops.aten.linear.default
+        parts = [self.graph.call_function(linear, each) for each in ((x, weight, bias), (square, scale, shift))]
+        for part in (square, *parts):
             part.meta[LAYOUT] = Layout(BatchAxis(0))
         return self.graph.call_function(Apply(variant, BatchAxis(0)), (self.rows, noise, *parts))
 
