@@ -16,7 +16,7 @@ from torch import Tensor
 
 from service.errors import InvalidPlan, InvalidQuantity
 from service.moments import Moments
-from service.quantities import needs_samples, passes_used
+from service.quantities import REACHED, needs_samples, passes_used
 from service.signature import Activation, Output, Task
 
 
@@ -76,8 +76,10 @@ class ConditionalAccumulator:
             deterministic: The raw output with everything off [B, …], where `deterministic` was asked for.
         """
         means = self._taken().means
-        found = dict(zip(("mean", "variance", "variance_error"), self.spread(), strict=True))
-        found |= {"standard_error": means.standard_error, "passes_used": passes_used(means)}
+        found = {"mean": means.mean, "variance": self._taken().variance}
+        if any(name in self._quantities for name in ("standard_error", *REACHED)):
+            found |= {"variance_error": self.spread()[2], "passes_used": passes_used(means)}
+            found["standard_error"] = means.standard_error
         if self._output.noise_precision is not None:
             found["noise_variance"] = torch.full_like(means.mean, 1 / self._output.noise_precision)
             found["total_variance"] = found["variance"] + found["noise_variance"]

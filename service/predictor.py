@@ -265,8 +265,7 @@ class Predictor:
         return self._compile(make_plan(self.sites, **{"variant": self.variant, **plan})).mode(scope == "row")
 
     def _compile(self, plan: Plan, precision: str = FLOAT32, integrated: bool = False) -> Compiled:
-        named = sorted((name, variant.name, *variant.parameters().items()) for name, variant in plan.items())
-        key = (precision, integrated, *named)
+        key = (precision, integrated, frozenset(plan.items()))
         with self._lock:
             if key not in self._compiled:
                 outputs = tuple(output.name for output in self.outputs) if integrated else ()
