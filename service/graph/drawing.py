@@ -6,7 +6,7 @@ that was drawn before. What was drawn is never written to.
 
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from threading import Lock
 
@@ -18,6 +18,7 @@ from service.graph.rewrite import NoiseInput
 from service.graph.shapes import Symbols
 
 _STORE_BYTES = 32 << 20
+_ENTRY_BYTES = 1 << 10  # of a key and a tensor, whatever is in it
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,17 @@ class Draw:
     rows: Sequence[int] | None
 
 
-@dataclass(frozen=True, eq=False)
 class Store:
     """Tensors by what they were drawn for, the least recently used ones dropped past a number of bytes.
 
-    Attributes:
+    Args:
         most_bytes: How many bytes it holds at most.
     """
 
-    most_bytes: int
-    _held: OrderedDict[Hashable, Tensor] = field(default_factory=OrderedDict)
-    _lock: Lock = field(default_factory=Lock)
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes, self._bytes = most_bytes, 0
+        self._held: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._lock = Lock()
 
     def find(self, key: Hashable) -> Tensor | None:
         """Return what was drawn for this, if it is held."""
@@ -58,12 +59,18 @@ class Store:
 
     def put(self, key: Hashable, drawn: Tensor) -> None:
         """Hold what was drawn, unless it would take more than a quarter of the room."""
-        if drawn.nbytes > self.most_bytes // 4:
+        if drawn.nbytes > self._most_bytes // 4:
             return
         with self._lock:
-            self._held[key] = drawn
-            while sum(each.nbytes for each in self._held.values()) > self.most_bytes:
-                self._held.popitem(last=False)
+            if key not in self._held:
+                self._held[key] = drawn
+                self._bytes += _size(drawn)
+            while self._bytes > self._most_bytes:
+                self._bytes -= _size(self._held.popitem(last=False)[1])
+
+
+def _size(drawn: Tensor) -> int:
+    return drawn.nbytes + _ENTRY_BYTES
 
 
 _store = Store(_STORE_BYTES)

@@ -78,17 +78,19 @@ def test_no_run_writes_to_what_is_kept(store: Store) -> None:
 
 
 def test_it_holds_what_was_used_last_within_its_bytes() -> None:
-    store = Store(100)
+    store = Store(5 * 2024)
     for key in range(5):
-        store.put(key, torch.zeros(20, dtype=torch.uint8))
+        store.put(key, torch.zeros(1000, dtype=torch.uint8))
     store.find(0)
-    store.put(5, torch.zeros(25, dtype=torch.uint8))
+    store.put(5, torch.zeros(1000, dtype=torch.uint8))
+    store.put(5, torch.zeros(1000, dtype=torch.uint8))
 
-    assert [key for key in range(6) if store.find(key) is not None] == [0, 3, 4, 5]
+    assert [key for key in range(6) if store.find(key) is not None] == [0, 2, 3, 4, 5]
+    assert store._bytes == sum(held.nbytes + 1024 for held in store._held.values())
 
 
 def test_what_would_take_most_of_the_room_is_not_held() -> None:
-    store = Store(100)
-    store.put("large", torch.zeros(26, dtype=torch.uint8))
+    store = Store(10_000)
+    store.put("large", torch.zeros(2501, dtype=torch.uint8))
 
     assert store.find("large") is None

@@ -81,7 +81,7 @@ class Block(nn.Module):
 
 
 def resnet() -> nn.Sequential:
-    """The 18-layer network of He et al. (2016), with one dropout before its head of 200 classes, as Tiny ImageNet has."""
+    """The 18-layer network of He et al. (2016), one dropout before its head; 200 classes, as Tiny ImageNet has."""
     stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     blocks = []
     for inside, outside, stride in ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)):
