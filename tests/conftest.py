@@ -1,6 +1,9 @@
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # threads of several processes on the same cores wait for one another
+else:
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import pytest
 import torch
