@@ -30,6 +30,8 @@ class Scratch:
 
     def take(self, x: Tensor, axis: int, kept: Kept, key: tuple[int, int]) -> Tensor:
         """Return x at the kept entries of an axis, in memory that the next call with this key overwrites."""
+        if axis and x.dtype == torch.bfloat16:  # torch picks its columns seven times as slowly as float32's
+            return self.take(x.float(), axis, kept, key).to(x.dtype)
         shape = (*x.shape[:axis], len(kept.index), *x.shape[axis + 1 :])
         size = prod(shape)
         if key not in self.parts or self.parts[key].numel() < size:
