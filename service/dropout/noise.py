@@ -77,7 +77,7 @@ class Stream:
     def normal(self, shape: Shape, part: str = "") -> Tensor:
         """Draw N(0, 1) float32 numbers [S, R, *shape] by the inverse of the normal distribution function.
 
-        What it is taken of is rounded to 24 bits, so that none is beyond 5.4; one in 15 million would be.
+        What it is taken of is rounded to 24 bits, so that none is beyond 5.5; fewer than one in 25 million would be.
         """
         key = philox_key(part, self.seed, self.site)
         words = self._arranged(shape, lambda count: (self._words(key, count) ^ _HALF).view(np.int32))

@@ -53,7 +53,7 @@ def measured() -> Rates:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what is freed for what is made next: pages fresh from the kernel cost ten times their filling.
+    """Let glibc keep what is freed for what is made next: pages fresh from the kernel cost more than to fill them.
 
     It keeps blocks as large as the largest that it has ever freed (mallopt(3), M_MMAP_THRESHOLD), so one is freed.
     """
@@ -63,7 +63,7 @@ def _keep_freed_memory() -> None:
 def _cache_bytes() -> int:
     """Return the most bytes that operators on new memory fill about as fast as fewer.
 
-    Past the cache, and past what the allocator keeps at hand, the same operator may take ten times as long.
+    Past the cache, and past what the allocator keeps at hand, the same operator takes much longer.
     """
     best, size = 0.0, _LEAST_BYTES
     while size < _MOST_BYTES:
@@ -79,9 +79,9 @@ def _filling_s(size: int) -> float:
     return _least_s(lambda: (x * x).add(x))
 
 
-def _least_s(work: Callable[[], object], rounds: int = _ROUNDS) -> float:
+def _least_s(work: Callable[[], object]) -> float:
     work()
-    return min(_seconds(work) for _ in range(rounds))
+    return min(_seconds(work) for _ in range(_ROUNDS))
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -2,7 +2,7 @@
 
 It does not know sites or plans. For one row and a small image torch's convolution unfolds the image and takes a narrow
 matrix product, and for a value whose axes stand in another order its linear layer takes a product for each entry of the
-first axis: up to three times as long as the operator that it chooses for other inputs.
+first axis. Both take longer than the operator that it chooses for other inputs.
 """
 
 from collections.abc import Sequence

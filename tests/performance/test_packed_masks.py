@@ -1,24 +1,13 @@
 """What exact weight masks cost beside the layer's own, drawn one by one, in the same run."""
 
-import time
-from collections.abc import Callable
-
 import torch
+from timing import least_s
 from torch import Tensor, nn
 
 from service import Predictor
 from service.dropout import DropConnectLinear
 
 PASSES = 20
-
-
-def least_s(work: Callable[[], object], rounds: int = 3) -> float:
-    times = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return min(times)
 
 
 def test_packed_masks_are_three_times_as_fast_as_the_layers_own() -> None:

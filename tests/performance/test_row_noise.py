@@ -1,24 +1,13 @@
 """What a mask for each row costs beside torch's own dropout, in the same run, above a million draws."""
 
-import time
-from collections.abc import Callable
-
 import pytest
 import torch
+from timing import least_s
 from torch.nn import functional as F
 
 from service.dropout import Stream
 
 ROWS, UNITS = 1024, 1024
-
-
-def least_s(work: Callable[[], object], rounds: int = 7) -> float:
-    times = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return min(times)
 
 
 @pytest.mark.parametrize("p", [0.5, 0.3])

@@ -55,6 +55,11 @@ def medians_s(works: Mapping[str, Work], last_s: Mapping[str, float], rounds: in
     return {name: statistics.median(each or [last_s[name]]) for name, each in taken.items()}
 
 
+def least_s(work: Work, rounds: int = 7) -> float:
+    """Return the least time of some calls."""
+    return min(seconds(work) for _ in range(rounds))
+
+
 def seconds(work: Work) -> float:
     """Time one call."""
     began = time.perf_counter()
