@@ -5,6 +5,7 @@ on inputs that the capture has not seen; the first of folded, vmapped and looped
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from service.errors import SelfCheckFailed
 from service.graph.bit_masks import PackedDropConnect
 from service.graph.capture import Captured
 from service.graph.drawing import Draw, draw_noises
+from service.graph.fixed import fix_weights
 from service.graph.footprint import Cost, Footprint, Peaks, metered
 from service.graph.integrated import integrate
 from service.graph.layout import change_row, with_rows
-from service.graph.passes import RUNNERS, Mode, can_fold, of_rows
+from service.graph.passes import RUNNERS, VECTORISED, Mode, can_fold, of_rows
 from service.graph.precision import FLOAT32, NOTE
 from service.graph.products import fuse_products
 from service.graph.proof import close
@@ -27,7 +29,7 @@ from service.graph.rewrite import Rewritten, rewrite
 from service.graph.split import Split, split
 from service.graph.thinning import Thinned, thin
 from service.graph.thinning_cost import better_whole, pays
-from service.graph.tuned import tune_convolutions, tune_linears
+from service.graph.tuned import loosen_views, tune
 
 _CHECK_ROWS = 3
 _CHECK_PASSES = 2
@@ -64,10 +66,10 @@ class Compiled:
         self._fast, self._plain = (self._rewritten, split(self._rewritten)) if integrated else self._fastest(plan)
         on_cpu = captured.example[0].device.type == "cpu"  # elsewhere, to gather by what is kept waits for the device
         self.thinned = self._thin() if on_cpu else None
-        self._split = fuse_products(self._plain)
-        tune_convolutions(self._split.trunk)
-        tune_linears(self._split.trunk)
-        tune_linears(self._split.suffix)
+        fused = fuse_products(self._plain)
+        loosen_views(fused.suffix)  # the trunk gives values in other orders of memory
+        self._split = replace(fused, trunk=fix_weights(fused.trunk), suffix=fix_weights(fused.suffix))
+        self._vectorised = replace(self._split, suffix=fused.suffix)
         self._modes: dict[bool, Mode] = {}
         self._footprints: dict[tuple[Any, ...], Footprint] = {}
         self._thinning: dict[tuple[Any, ...], Thinned | None] = {}
@@ -123,7 +125,10 @@ class Compiled:
         with torch.inference_mode():
             if thinned := self.thinned_for(shapes, per_row=draw.rows is not None):
                 return thinned.run(values, noises, rows)
-            return RUNNERS[mode](self._split, values, noises, rows)
+            return self._run(mode, values, noises, rows)
+
+    def _run(self, mode: Mode, values: tuple[Any, ...], noises: list[Tensor], rows: int) -> list[Tensor]:
+        return RUNNERS[mode](self._vectorised if mode in VECTORISED else self._split, values, noises, rows)
 
     def mode(self, per_row: bool) -> Mode:
         """Return how passes run, found at first use by comparison with the whole graph.
@@ -153,7 +158,7 @@ class Compiled:
         for mode in self._candidates(per_row):
             try:
                 with torch.inference_mode():
-                    found = RUNNERS[mode](self._split, values, noises, _CHECK_ROWS)
+                    found = self._run(mode, values, noises, _CHECK_ROWS)
             except Exception as error:  # torch names no narrower class for what vmap cannot do
                 reasons.append(f"{mode}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
                 continue
@@ -194,8 +199,8 @@ class Compiled:
         """Return the thinned suffix, some of its products left whole."""
         thinned = thin(self._plain, self._fast.noises, whole)
         if thinned is not None:
-            tune_convolutions(thinned.module)
-            tune_linears(thinned.module)
+            tune(thinned.module)
+            loosen_views(thinned.module)
         return thinned
 
     def _candidates(self, per_row: bool) -> list[Mode]:

@@ -50,9 +50,9 @@ def kept_units(noise: Tensor) -> list[Kept]:
     return [Kept(index[:count], scale[:count]) for index, scale, count in zip(order, scales, counts, strict=True)]
 
 
-def units_in_front(x: Tensor) -> Tensor:
-    """Return x [B, U] laid out unit by unit, from which units are picked as whole runs of memory."""
-    return x.t().contiguous().t()
+def laid_by_unit(x: Tensor) -> Tensor:
+    """Return x [B, U, …] laid out so that units are picked as whole runs of memory."""
+    return x.contiguous() if x.dim() > 2 else x.t().contiguous().t()
 
 
 def select_units(x: Tensor, kept: Kept) -> Tensor:

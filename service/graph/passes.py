@@ -29,6 +29,9 @@ class Mode(StrEnum):
     ROWS_LOOPED = "rows looped"
 
 
+VECTORISED = frozenset({Mode.VMAPPED, Mode.ROWS_VMAPPED})
+
+
 def folded(split: Split, values: Values, noises: Noises, rows: int) -> list[Tensor]:
     """Run all passes as one batch of S · B rows."""
     passes = len(noises[0])

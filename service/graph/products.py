@@ -4,6 +4,7 @@ Y[s, b, o] = Σ_j n[s, j] h[b, j] W[o, j] + c[o] is noise [S, J] times h ∘ W [
 made. It does not know plans or where noise comes from.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -16,6 +17,7 @@ from service.graph.rewrite import Apply
 from service.graph.shapes import BatchAxis
 from service.graph.split import Split
 
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 _PART_BYTES = 1 << 20  # of h ∘ W: what a product reads again and again should stay in the cache
 
 
@@ -24,10 +26,11 @@ class ScaledLinear:
 
     Args:
         apply: The site.
+        linear: What calls the layer, by value, weight and bias.
     """
 
-    def __init__(self, apply: Apply) -> None:
-        self.apply = apply
+    def __init__(self, apply: Apply, linear: Linear = F.linear) -> None:
+        self.apply, self.linear = apply, linear
         self.__name__ = f"linear_of_{apply.__name__}"
 
     def __call__(self, rows: int, noise: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -36,11 +39,13 @@ class ScaledLinear:
         if is_folded and _is_one_product(rows, noise, x, weight):
             return one_product(noise[:, 0].to(x.dtype), x, weight, bias)
         if is_folded and rows * x.shape[1] * x.element_size() > _PART_BYTES:
-            return part_by_part(rows, noise.to(x.dtype), x, weight, bias)
-        return F.linear(self.apply(rows, noise, x), weight, bias)
+            return part_by_part(rows, noise.to(x.dtype), x, weight, bias, self.linear)
+        return self.linear(self.apply(rows, noise, x), weight, bias)
 
 
-def part_by_part(rows: int, noise: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def part_by_part(
+    rows: int, noise: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, linear: Linear = F.linear
+) -> Tensor:
     """Return weight · (x ∘ noise) + bias [S · B, O], with little of x ∘ noise made at once.
 
     Args:
@@ -49,6 +54,7 @@ def part_by_part(rows: int, noise: Tensor, x: Tensor, weight: Tensor, bias: Tens
         x: The value [B or S · B, J].
         weight: The weight [O, J].
         bias: The bias [O].
+        linear: What calls the layer.
     """
     passes, own = len(noise), rows // len(noise)
     fits = max(1, _PART_BYTES // (x.shape[1] * x.element_size()))
@@ -59,9 +65,9 @@ def part_by_part(rows: int, noise: Tensor, x: Tensor, weight: Tensor, bias: Tens
     for first in range(0, passes, some_passes):
         for row in range(0, own, some_rows):
             part = slice(first, first + some_passes), slice(row, row + some_rows)
-            torch.mm((each[part] * spread[part]).flatten(0, 1), weight.t(), out=y[part].flatten(0, 1))
-    y = y.flatten(0, 1)
-    return y if bias is None else y.add_(bias)
+            scaled = each[part] * spread[part]
+            y[part] = torch.unflatten(linear(scaled.flatten(0, 1), weight, bias), 0, scaled.shape[:2])
+    return y.flatten(0, 1)
 
 
 def one_product(noise: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -20,12 +20,12 @@ from service.graph.channelwise import flattens, is_channelwise, is_proportional,
 from service.graph.kept import (
     Scratch,
     kept_units,
+    laid_by_unit,
     scale_units,
     select_outputs,
     select_units,
     select_weight,
     spread_units,
-    units_in_front,
 )
 from service.graph.nodes import is_tensor, node_operand, operand, value_of
 from service.graph.passes import Values
@@ -80,7 +80,7 @@ class Thinned:
         """Run the passes one by one, in scope `pass`; every output [S, B, …]."""
         own = [kept_units(noise) if thins else noise for noise, thins in zip(noises, self.sites, strict=True)]
         passes, scratch = range(len(noises[0])), Scratch()
-        laid = [units_in_front(value) if index in self.picked else value for index, value in enumerate(values)]
+        laid = [laid_by_unit(value) if index in self.picked else value for index, value in enumerate(values)]
         results = [self.module(*laid, rows, *(noise[index] for noise in own), scratch) for index in passes]
         return [torch.stack(each) for each in zip(*results, strict=True)]
 
@@ -267,9 +267,8 @@ def _placeholders(module: fx.GraphModule) -> list[fx.Node]:
 
 
 def _is_picked_from(node: fx.Node) -> bool:
-    """Tell whether a value [B, U] is read by nothing but the picking of units."""
-    is_flat = is_tensor(node) and value_of(node).dim() == 2
-    return is_flat and bool(node.users) and all(user.target is select_units for user in node.users)
+    """Tell whether a value is read by nothing but the picking of units."""
+    return bool(node.users) and all(user.target is select_units for user in node.users)
 
 
 def _is_count_of_rows(node: fx.Node) -> bool:

@@ -2,7 +2,8 @@
 
 It does not know sites or plans. For one row and a small image torch's convolution unfolds the image and takes a narrow
 matrix product, and for a value whose axes stand in another order its linear layer takes a product for each entry of the
-first axis. Both take longer than the operator that it chooses for other inputs.
+first axis. Both take longer than the operator that it chooses for other inputs, and oneDNN's large products take less
+time than those that torch takes by default. None of this can be vectorised.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,10 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+LEAST = 1 << 19  # multiplications of a product from which on oneDNN's call is worth what it costs
+HAS_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call] # torch's
 _PAIR = 2
+aten = torch.ops.aten
 
 
 def convolve(
@@ -24,27 +28,37 @@ def convolve(
     groups: int = 1,
 ) -> Tensor:
     """Return what `conv2d` returns for x [B, C, H, W]: by oneDNN for one row too."""
-    pairs = [tuple(each) * (_PAIR // len(each)) for each in (padding, stride, dilation)]
+    stride, padding, dilation = (pair(each) for each in (stride, padding, dilation))
     if len(x) == 1 and groups == 1 and x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu":
-        y: Tensor = torch.ops.aten.mkldnn_convolution.default(x, weight, bias, *pairs, groups)
+        y: Tensor = aten.mkldnn_convolution.default(x, weight, bias, padding, stride, dilation, groups)
         return y
-    return F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return what `linear` returns for x [..., I]: as one product."""
+    """Return what `linear` returns for x [..., I]: as one product, by oneDNN if it is large."""
+    is_large = x.numel() * len(weight) >= LEAST
+    if HAS_ONEDNN and is_large and x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu":
+        y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+        return y
     return F.linear(x if x.dim() <= _PAIR else x.contiguous(), weight, bias)
 
 
-def tune_linears(module: fx.GraphModule) -> None:
-    """Let a graph take `linear` for its linear layers."""
-    _replace(module, torch.ops.aten.linear.default, linear)
+def pair(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Return the sizes of two axes, one size serving both."""
+    return tuple(sizes) * (_PAIR // len(sizes))
 
 
-def tune_convolutions(module: fx.GraphModule) -> None:
-    """Let a graph that is never vectorised take `convolve` for its convolutions of images."""
-    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call] # torch's
-        _replace(module, torch.ops.aten.conv2d.default, convolve)
+def tune(module: fx.GraphModule) -> None:
+    """Let a graph that is never vectorised take these operators."""
+    if HAS_ONEDNN:
+        _replace(module, aten.conv2d.default, convolve)
+    _replace(module, aten.linear.default, linear)
+
+
+def loosen_views(module: fx.GraphModule) -> None:
+    """Let a graph reshape values in any order of memory where it would take a view of some order alone."""
+    _replace(module, aten.view.default, aten.reshape.default)
 
 
 def _replace(module: fx.GraphModule, plain: torch._ops.OpOverload, tuned: fx.node.Target) -> None:

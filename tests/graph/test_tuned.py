@@ -1,12 +1,20 @@
 """Operators in another form give what the plain ones give, and stand where they are meant to."""
 
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from service import Predictor
-from service.graph.tuned import convolve, linear
+from service.graph import fixed
+from service.graph.fixed import FixedConvolution, FixedLinear, fix_weights
+from service.graph.rewrite import rewrite
+from service.graph.tuned import LEAST, convolve, linear
 from service.plan import make_plan
 
 CONVOLUTIONS = {
@@ -15,6 +23,55 @@ CONVOLUTIONS = {
     "stride and padding": ((5, 4, 3, 2), {"stride": [2, 1], "padding": [1, 0]}),
     "groups": ((6, 2, 3, 3), {"groups": 2}),
 }
+BODIES: dict[str, Callable[[], nn.Module]] = {
+    "convolution": lambda: nn.Conv2d(4, 6, 3),
+    "without a bias": lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False),
+    "groups": lambda: nn.Conv2d(4, 6, (3, 1), padding=(1, 0), dilation=(2, 1), groups=2),
+    "normalised": lambda: nn.Sequential(nn.Conv2d(4, 6, 3), _norm()),
+    "normalised without a bias": lambda: nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), _norm()),
+    "normalised without parameters": lambda: nn.Sequential(nn.Conv2d(4, 6, 3), _norm(affine=False)),
+    "rectified": lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU()),
+    "normalised and rectified": lambda: nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), _norm(), nn.ReLU()),
+    "rectified, then normalised": lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), _norm()),
+    "viewed": lambda: nn.Sequential(nn.Conv2d(4, 6, 3), View()),
+    "read twice": lambda: Twice(nn.Conv2d(4, 6, 3), _norm()),
+    "linear": lambda: nn.Linear(8, 5),
+    "large linear": lambda: nn.Sequential(nn.Linear(8, 3000), nn.ReLU()),
+    "rectified linear": lambda: nn.Sequential(nn.Linear(8, 5), nn.ReLU()),
+}
+
+
+class View(nn.Module):
+    """Reshape what is in the plain order of memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x [B, …] as [B, n]."""
+        return x.view(x.shape[0], -1)
+
+
+class Twice(nn.Module):
+    """A convolution that two layers read: neither may be put into it."""
+
+    def __init__(self, body: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.body, self.norm = body, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return both layers' results beside one another."""
+        y = self.body(x)
+        return torch.cat([self.norm(y), y.relu()], 1)
+
+
+def _norm(**options: Any) -> nn.Module:
+    norm = nn.BatchNorm2d(6, **options)
+    for each in (norm.running_mean, norm.running_var, *norm.parameters()):
+        assert each is not None
+        nn.init.uniform_(each, 0.5, 2)
+    return norm
+
+
+def _graph(network: nn.Module, x: Tensor) -> fx.GraphModule:
+    return rewrite(Predictor.capture(network, x)._captured, {}).module
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -36,14 +93,48 @@ def test_a_convolution_takes_values_in_any_order_of_memory() -> None:
     torch.testing.assert_close(convolve(x, weight), F.conv2d(x, weight))
 
 
-def test_a_linear_layer_is_torchs_in_any_order_of_axes() -> None:
-    x, weight, bias = torch.randn(3, 4, 5), torch.randn(6, 5), torch.randn(6)
+@pytest.mark.parametrize("outputs", [6, LEAST // 60 + 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_linear_layer_is_torchs_in_any_order_of_axes(outputs: int, dtype: torch.dtype) -> None:
+    x, weight, bias = (torch.randn(size).to(dtype) for size in ((3, 4, 5), (outputs, 5), (outputs,)))
 
     for given in (x, x.transpose(0, 1), x.flatten(0, 1)):
-        torch.testing.assert_close(linear(given, weight, bias), F.linear(given, weight, bias))
+        allowed = {"rtol": 0.02, "atol": 0.05} if dtype == torch.bfloat16 else {}
+        torch.testing.assert_close(linear(given, weight, bias), F.linear(given, weight, bias), **allowed)
 
 
-def test_networks_run_on_them() -> None:
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("case", BODIES)
+def test_a_graph_of_fixed_weights_is_the_plain_one(case: str, rows: int) -> None:
+    network = BODIES[case]().eval()
+    shape = (8,) if "linear" in case else (4, 9, 8)
+    x = torch.randn(rows, *shape)
+
+    with torch.inference_mode():
+        graph = fix_weights(_graph(network, torch.randn(2, *shape)))
+        found = graph(x, rows)[0]
+        turned = graph(x.movedim(1, -1).contiguous().movedim(-1, 1), rows)[0]
+        expected = network(x)
+
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(turned, expected)
+
+
+@pytest.mark.parametrize(("case", "kept"), [("normalised and rectified", 0), ("rectified, then normalised", 1)])
+def test_what_alone_reads_a_convolution_is_put_into_it(case: str, kept: int) -> None:
+    nodes = fix_weights(_graph(BODIES[case](), torch.randn(2, 4, 9, 8))).graph.nodes
+    calls = [node.target for node in nodes if node.op == "call_function"]
+
+    assert isinstance(calls[0], FixedConvolution)
+    assert len(calls) == 1 + kept
+
+
+def test_no_other_precision_is_fixed() -> None:
+    graph = fix_weights(_graph(nn.Conv2d(4, 6, 3).double(), torch.randn(2, 4, 9, 8).double()))
+    assert convolve in [node.target for node in graph.graph.nodes]
+
+
+def test_networks_run_on_them_with_one_copy_for_all_plans() -> None:
     class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -54,8 +145,24 @@ def test_networks_run_on_them() -> None:
             z: Tensor = self.head(y.movedim(1, 2)).mean(1)
             return z
 
+    def layers(p: float) -> tuple[Any, Any]:
+        split = predictor._compile(make_plan(predictor.sites, p=p))._split
+        targets = [node.target for module in (split.trunk, split.suffix) for node in module.graph.nodes]
+        convolution, *_ = (each for each in targets if isinstance(each, FixedConvolution))
+        head, *_ = (each for each in targets if isinstance(each, FixedLinear))
+        return convolution, head
+
     predictor = Predictor.capture(Network(), torch.randn(2, 1, 6, 6))
-    split = predictor._compile(make_plan(predictor.sites))._split
-    targets = [[node.target for node in module.graph.nodes] for module in (split.trunk, split.suffix)]
-    assert convolve in targets[0]
-    assert linear in targets[1]
+    for one, other in zip(layers(0.5), layers(0.1), strict=True):
+        assert one is not other
+        assert one.packed is other.packed
+
+
+def test_packed_weights_go_with_the_weight() -> None:
+    layer = nn.Linear(300, 300)
+    gc.collect()
+    before = len(fixed._packed)
+    kept = weakref.ref(FixedLinear(layer.weight.detach()).packed)
+    gc.collect()
+    assert kept() is None
+    assert len(fixed._packed) == before

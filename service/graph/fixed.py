@@ -1,0 +1,194 @@
+"""Layers of fixed weights by oneDNN, with what follows them done in the same pass over memory.
+
+The weight is put into oneDNN's own layout once, the normalisation behind a convolution is put into its weight, and what
+is still in the cache is rectified. They give what the plain layers give, to rounding. It does not know sites or plans.
+For these operators torch has no vectorised form, so graphs that are vectorised stay as they are.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from service.graph.nodes import float_operand, is_tensor, node_operand, operand, value_of
+from service.graph.products import ScaledLinear
+from service.graph.tuned import HAS_ONEDNN, LEAST, linear, loosen_views, pair, tune
+
+_IMAGES = 4  # axes of a batch of images
+aten = torch.ops.aten
+_packed: Any = WeakTensorKeyDictionary()  # weight → {how it is used: the packed form}; all plans share it
+
+
+class FixedLinear:
+    """x Wᵀ + b of a fixed weight.
+
+    Args:
+        weight: W [O, I], float32, in the processor's memory.
+        rectifies: Whether the result is rectified.
+    """
+
+    def __init__(self, weight: Tensor, rectifies: bool = False) -> None:
+        self.rectifies = rectifies
+        self.packed = _pack(weight, "linear", lambda: torch.ops.mkldnn._reorder_linear_weight.default(weight, None))
+        self.__name__ = "fixed_linear"
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Map x [..., I] to [..., O]."""
+        if x.numel() * len(weight) < LEAST:
+            y = linear(x, weight, bias)
+            return y.relu_() if self.rectifies else y
+        then = "relu" if self.rectifies else "none"
+        product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.packed, bias, then, [], "")
+        return product
+
+
+@dataclass(frozen=True)
+class Norm:
+    """What normalises each channel by fixed statistics; equal where it is of the same tensors.
+
+    Attributes:
+        weight: [C], or None for ones.
+        bias: [C], or None for zeros.
+        mean: [C].
+        variance: [C].
+        eps: What is added to the variance.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor
+    variance: Tensor
+    eps: float
+
+    def put_into(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the weight [C, …] and the bias [C] of a layer that needs no normalisation behind it."""
+        scale = (self.variance.double() + self.eps).rsqrt()
+        scale = scale if self.weight is None else scale * self.weight.double()
+        shift = (0 if bias is None else bias.double()) - self.mean.double()
+        added = shift * scale if self.bias is None else shift * scale + self.bias.double()
+        return (weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype), added.to(weight.dtype)
+
+
+class FixedConvolution:
+    """A convolution of images with a fixed weight; the channels of its result come last in memory.
+
+    Args:
+        weight: [O, I / groups, H, W], float32, in the processor's memory.
+        bias: [O].
+        geometry: Padding, stride, dilation and groups.
+        norm: What normalises the result, where something does.
+        rectifies: Whether the result is rectified behind it.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: tuple[Any, ...],
+        norm: Norm | None = None,
+        rectifies: bool = False,
+    ) -> None:
+        self.geometry, self.then = geometry, "relu" if rectifies else "none"
+        own, self.bias = (weight, bias) if norm is None else norm.put_into(weight, bias)
+        pack = torch.ops.mkldnn._reorder_convolution_weight.default
+        self.packed = _pack(weight, (geometry, norm), lambda: pack(own, *geometry, None))
+        self.__name__ = "fixed_convolution"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map x [B, I, H, W] to [B, O, H', W']."""
+        images = x.contiguous(memory_format=torch.channels_last)
+        convolution = torch.ops.mkldnn._convolution_pointwise.default
+        y: Tensor = convolution(images, self.packed, self.bias, *self.geometry, self.then, [], "")
+        return y
+
+
+def _pack(weight: Tensor, use: Any, pack: Callable[[], Any]) -> Any:
+    made = _packed.setdefault(weight, {})
+    if use not in made:
+        with torch.inference_mode():
+            made[use] = pack()
+    return made[use]
+
+
+def fix_weights(module: fx.GraphModule) -> fx.GraphModule:
+    """Return a graph, never to be vectorised, whose layers of fixed weights are of this module's kind."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    writer = _Writer(module, graph)
+    for node in list(graph.nodes) if HAS_ONEDNN else ():
+        if node.target is aten.linear.default:
+            writer.linear(node)
+        elif isinstance(node.target, ScaledLinear):
+            writer.scaled_linear(node)
+        elif node.target is aten.conv2d.default:
+            writer.convolution(node)
+    graph.eliminate_dead_code()
+    fixed = fx.GraphModule(module, graph)
+    tune(fixed)
+    loosen_views(fixed)
+    return fixed
+
+
+class _Writer:
+    def __init__(self, module: fx.GraphModule, graph: fx.Graph) -> None:
+        self.module, self.graph = module, graph
+
+    def linear(self, node: fx.Node) -> None:
+        weight = self._fixed(operand(node, 1))
+        if weight is not None:
+            rectifier = _only_user(node, aten.relu.default)
+            node.target = FixedLinear(weight, rectifier is not None)
+            self._drop(rectifier)
+
+    def scaled_linear(self, node: fx.Node) -> None:
+        weight = self._fixed(operand(node, 3))
+        if weight is not None:
+            assert isinstance(node.target, ScaledLinear)
+            node.target = ScaledLinear(node.target.apply, FixedLinear(weight))
+
+    def convolution(self, node: fx.Node) -> None:
+        """Write a convolution with the normalisation and the rectifier that alone read it, each if there is one."""
+        weight, bias = self._fixed(operand(node, 1)), self._fixed(operand(node, 2))
+        is_of_images = is_tensor(node) and value_of(node).dim() == _IMAGES
+        if weight is None or not is_of_images or (bias is None and operand(node, 2) is not None):
+            return
+        pairs = [pair(operand(node, index, default)) for index, default in ((4, [0]), (3, [1]), (5, [1]))]
+        behind = _only_user(node, aten.batch_norm.default)
+        norm = self._norm(behind) if behind else None
+        rectifier = _only_user(node if norm is None or behind is None else behind, aten.relu.default)
+        geometry = *pairs, operand(node, 6, 1)
+        node.target = FixedConvolution(weight, bias, geometry, norm, rectifier is not None)
+        node.args, node.kwargs = (node_operand(node),), {}
+        self._drop(behind if norm else None)
+        self._drop(rectifier)
+
+    def _norm(self, node: fx.Node) -> Norm | None:
+        given = [operand(node, index) for index in range(1, 5)]
+        weight, bias, mean, variance = values = [self._fixed(each) for each in given]
+        is_fixed = all((own is None) == (node is None) for own, node in zip(values, given, strict=True))
+        if operand(node, 5) is not False or not is_fixed or mean is None or variance is None:
+            return None
+        return Norm(weight, bias, mean, variance, float_operand(node, 7))
+
+    def _fixed(self, node: Any) -> Tensor | None:
+        """Return the tensor of a node that is one, float32 and in the processor's memory."""
+        if not isinstance(node, fx.Node) or node.op != "get_attr":
+            return None
+        value = attrgetter(str(node.target))(self.module)
+        is_plain = isinstance(value, Tensor) and value.dtype == torch.float32 and value.device.type == "cpu"
+        return value if is_plain else None
+
+    def _drop(self, node: fx.Node | None) -> None:
+        if node is not None:
+            node.replace_all_uses_with(node_operand(node))
+            self.graph.erase_node(node)
+
+
+def _only_user(node: fx.Node, target: Any) -> fx.Node | None:
+    """Return the one reader of a value, if it is an operator of this kind."""
+    readers = list(node.users)
+    return readers[0] if len(readers) == 1 and readers[0].target is target else None
