@@ -1,11 +1,14 @@
-"""Linear products under exact DropConnect masks that stay packed, a bit or a byte each, until they are multiplied.
+"""Products under exact DropConnect masks that stay packed, a bit or a byte each, until they are multiplied.
 
 It does not know plans, or which passes a mask is for, and serves the CPU alone. What it computes is what `MaskColumns`
-does, from the same bits: [W b] is masked in a buffer that is used again and again, and 1 / q scales the product instead
-of the weights.
+does, from the same bits: [W b] is masked in a buffer that is used again and again, and 1 / q scales a linear product
+instead of the weights.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +17,10 @@ from torch import Tensor, fx
 from service.dropout import DropConnect, Variant
 from service.dropout.noise import Shape, Stream
 from service.graph.layout import LAYOUT, Layout
-from service.graph.nodes import node_operand, value_of
+from service.graph.nodes import node_operand, operand, value_of
 from service.graph.program import STATE_NAME
 from service.graph.shapes import BatchAxis
-from service.graph.weights import LINEAR, Use, WeightSite, readers
+from service.graph.weights import CONVOLUTIONS, LINEAR, Use, WeightSite, readers
 
 _ROWS = BatchAxis(0)
 _BUFFER_ELEMENTS = 1 << 18  # small layers are masked for several passes at once, up to as many
@@ -40,19 +43,60 @@ class PackedDropConnect(DropConnect):
         return torch.from_numpy(np.unpackbits(packed.numpy(), axis=-1, count=count, bitorder="little"))
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A layer's operator, with what it takes beside x, weight and bias."""
+
+    operator: Callable[..., Tensor]
+    rest: tuple[Any, ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @staticmethod
+    def of(node: fx.Node) -> "Layer":
+        """Return the layer that a node calls."""
+        assert callable(node.target)
+        options = tuple((key, value) for key, value in node.kwargs.items() if key not in ("input", "weight", "bias"))
+        return Layer(node.target, tuple(node.args[3:]), options)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether nothing in it is computed."""
+        return not any(isinstance(each, fx.Node) for each in torch.utils._pytree.tree_leaves((self.rest, self.options)))
+
+    def __call__(self, x: Any, weight: Any, bias: Any) -> Tensor:
+        """Call it."""
+        return self.operator(x, weight, bias, *self.rest, **dict(self.options))
+
+
 class MaskedProduct:
-    """u = (M / q ∘ [W b]) [x; 1] for each pass, with its mask packed as [R, bytes], or [S, R, bytes] folded.
+    """The product of a layer with its weight masked, for one pass or for several folded into the rows.
 
     Args:
-        masks: What the masks are.
+        masks: What the masks are; packed they are [R, bytes], or [S, R, bytes] folded.
         bias: The bias's column of the mask, where there is one.
+        layer: The layer's operator, and what it takes behind x, weight and bias.
+        shape: The weight's shape.
     """
 
     batch = _ROWS
+    scaled = False  # whether it takes its parameters times 1 / q
 
-    def __init__(self, masks: PackedDropConnect, bias: int | None) -> None:
-        self.masks, self.bias = masks, bias
+    def __init__(self, masks: PackedDropConnect, bias: int | None, layer: Layer, shape: tuple[int, ...]) -> None:
+        self.masks, self.bias, self.layer, self.shape = masks, bias, layer, shape
         self.__name__ = "masked_product"
+
+    @property
+    def columns(self) -> int:
+        """How many columns of the mask are the weight's."""
+        return prod(self.shape[1:])
+
+    def __call__(self, rows: int, noise: Tensor, x: Tensor, parameters: Tensor) -> Tensor:
+        """Map x [rows, …], or the rows of one pass for all, to u [rows, …] by [W b …] [out, columns + biases]."""
+        raise NotImplementedError
+
+
+class MaskedLinear(MaskedProduct):
+    """u = (M / q ∘ [W b]) [x; 1]."""
 
     def __call__(self, rows: int, noise: Tensor, x: Tensor, parameters: Tensor) -> Tensor:
         """Map x [rows, *, in], or the rows of one pass for all, to u [rows, *, out] by [W b …] [out, in + biases]."""
@@ -91,13 +135,34 @@ class MaskedProduct:
             torch.addmv(bias[0, :, 0], weight[0], inputs[0, :, 0], beta=beta, alpha=scale, out=found[0, :, 0])
 
 
+class MaskedConvolution(MaskedProduct):
+    """u = (M ∘ W / q) * x + m ∘ b / q, one network after the other; its parameters are scaled already."""
+
+    scaled = True
+
+    def __call__(self, rows: int, noise: Tensor, x: Tensor, parameters: Tensor) -> Tensor:
+        """Map x [rows, in, …], or the rows of one pass for all, to u [rows, out, …]; see `MaskedProduct`."""
+        passes = noise.shape[0] if noise.dim() == 3 else 1
+        networks = noise.shape[-2]
+        own = torch.unflatten(x, 0, (passes if len(x) == rows else 1, networks, -1)).expand(
+            passes, *[-1] * (x.dim() + 1)
+        )
+        masked, found = torch.empty_like(parameters), []
+        for index, bits in enumerate(noise.reshape(passes * networks, -1)):
+            masked.copy_(self.masks.unpack(bits, parameters.numel()).view(masked.shape)).mul_(parameters)
+            weight = masked[:, : self.columns].reshape(self.shape)
+            bias = None if self.bias is None else masked[:, self.bias].contiguous()
+            found.append(self.layer(own[divmod(index, networks)], weight, bias))
+        return torch.stack(found).flatten(0, 1)
+
+
 def join_columns(weight: Tensor, *biases: Tensor) -> Tensor:
-    """Return [W b …] [out, in + biases]."""
-    return torch.cat([weight, *(bias[:, None] for bias in biases)], 1)
+    """Return [W b …] [out, columns + biases]."""
+    return torch.cat([weight.flatten(1), *(bias[:, None] for bias in biases)], 1)
 
 
 def packed_form(site: WeightSite, variant: Variant) -> PackedDropConnect | None:
-    """Return the variant with packed masks where every use of the weight is a product that can take them."""
+    """Return the variant with packed masks where every use of the weight is a layer that can take them."""
     plain = type(variant) is DropConnect and value_of(site.parameter).dtype == torch.float32
     products = {use.node for use in site.uses}
     if not plain or any(user not in products for _, user in readers(site.parameter)):
@@ -111,9 +176,17 @@ def biases_of(site: WeightSite) -> dict[fx.Node, int]:
     return {named[name]: column for name, column in site.columns.items()}
 
 
+def masked_product(use: Use, site: WeightSite, masks: PackedDropConnect) -> MaskedProduct:
+    """Return what stands for a use of a weight whose masks are packed."""
+    bias = None if use.bias is None else biases_of(site)[use.bias]
+    kind = MaskedLinear if use.node.target is LINEAR else MaskedConvolution
+    return kind(masks, bias, Layer.of(use.node), tuple(value_of(site.parameter).shape))
+
+
 def _takes_masks(use: Use, site: WeightSite) -> bool:
-    """Tell whether a use is x Wᵀ + b of rows on the first axis, and its bias masked if there is one."""
-    if use.node.target is not LINEAR or node_operand(use.node, 1) is not site.parameter:
+    """Tell whether a use is a layer with rows on the first axis and nothing computed in it, any bias of it masked."""
+    is_layer = use.node.target is LINEAR or use.node.target in CONVOLUTIONS
+    if not is_layer or operand(use.node, 1) is not site.parameter or not Layer.of(use.node).is_fixed:
         return False
     x = node_operand(use.node)
     has_rows = x is not site.parameter and x.meta.get(LAYOUT) == Layout(_ROWS)

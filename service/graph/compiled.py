@@ -61,9 +61,9 @@ class Compiled:
         self._captured = captured
         self._precision = precision
         self._wide = None if precision == FLOAT32 else Compiled(captured, plan)
-        rewritten = rewrite(captured, plan, precision=precision)
-        self._rewritten: Rewritten = integrate(rewritten, integrated) if integrated else rewritten
-        self._fast, self._plain = (self._rewritten, split(self._rewritten)) if integrated else self._fastest(plan)
+        self._integrated = integrated
+        self._rewritten = self._write(plan, packed=False)
+        self._fast, self._plain = self._fastest(plan)
         on_cpu = captured.example[0].device.type == "cpu"  # elsewhere, to gather by what is kept waits for the device
         self.thinned = self._thin() if on_cpu else None
         fused = fuse_products(self._plain)
@@ -76,10 +76,14 @@ class Compiled:
         self.notes = self._rewritten.notes if self._wide is None else (*self._rewritten.notes, NOTE)
         self.stochastic = self._split.stochastic
 
+    def _write(self, plan: Mapping[str, Variant], packed: bool) -> Rewritten:
+        """Write the plan into the graph, its last sites integrated where that was asked for."""
+        rewritten = rewrite(self._captured, plan, packed=packed, precision=self._precision)
+        return integrate(rewritten, self._integrated) if self._integrated else rewritten
+
     def _fastest(self, plan: Mapping[str, Variant]) -> tuple[Rewritten, Split]:
         """Return the graph that passes run on, and its cut; the plain graph is what it is compared with."""
-        on_cpu = self._captured.example[0].device.type == "cpu"
-        fast = rewrite(self._captured, plan, packed=on_cpu, precision=self._precision)
+        fast = self._write(plan, packed=self._captured.example[0].device.type == "cpu")
         cut = split(fast)
         is_plain = not any(isinstance(noise.variant, PackedDropConnect) for noise in fast.noises)
         if is_plain or not can_fold(cut) or not all(noise.has_rows for noise in fast.noises):

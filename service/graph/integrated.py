@@ -19,6 +19,7 @@ from torch import fx
 from service.dropout import Bernoulli, DropConnect, DropConnectSampled, Gaussian, Variant
 from service.dropout.variant import ActivationVariant
 from service.errors import InvalidPlan
+from service.graph.bit_masks import Layer, MaskedProduct
 from service.graph.layout import LAYOUT
 from service.graph.nodes import node_operand, operand, operator_name, returned
 from service.graph.noisy_weights import MaskColumns
@@ -96,6 +97,8 @@ class _Writer:
             noise = node_operand(last, 1)
             self._check(_Path(noise, (last,), (), after, (last, *after)), within, name)
             return self._through(after, node_operand(last, 2)), self._through(after, node_operand(last, 3))
+        if isinstance(last.target, MaskedProduct):
+            return self._over_packed_weights(last, last.target, after, within, name)
         if last.target not in _LINEAR:
             _refuse(name, f"its last operation is {operator_name(last)!r}, not a linear layer or a convolution")
         weight = operand(last, 1)
@@ -117,6 +120,19 @@ class _Writer:
         square_bias = self._square(plain_bias) if masked_bias else None
         squares = self._product(last, self._square(x), self._square(weight), square_bias)
         variance = self._call(torch.mul, squares, p / (1 - p), like=last)
+        return self._through(after, mean), self._through(after, variance)
+
+    def _over_packed_weights(
+        self, last: fx.Node, product: MaskedProduct, after: tuple[fx.Node, ...], within: set[fx.Node], name: str
+    ) -> tuple[fx.Node, fx.Node]:
+        noise, x, joined = (node_operand(last, index) for index in (1, 2, 3))
+        self._check(_Path(noise, (last,), (), after, (last, *after)), within, name)
+        weight, *biases = (node_operand(joined) if product.scaled else joined).all_input_nodes
+        bias = None if product.bias is None else biases[product.bias - product.columns]
+        square_bias = None if bias is None else self._square(bias)
+        mean = self._layer(product.layer, x, weight, bias, like=last)
+        squares = self._layer(product.layer, self._square(x), self._square(weight), square_bias, like=last)
+        variance = self._call(torch.mul, squares, product.masks.p / (1 - product.masks.p), like=last)
         return self._through(after, mean), self._through(after, variance)
 
     def _over_units(
@@ -149,9 +165,10 @@ class _Writer:
             _refuse(name, f"its last site {site!r} reaches it by several paths")
 
     def _product(self, last: fx.Node, x: fx.Node, weight: fx.Node, bias: Any) -> fx.Node:
-        others = {key: value for key, value in last.kwargs.items() if key not in ("input", "weight", "bias")}
-        assert callable(last.target)
-        return self._call(last.target, x, weight, bias, *last.args[3:], like=last, **others)
+        return self._layer(Layer.of(last), x, weight, bias, like=last)
+
+    def _layer(self, layer: Layer, x: fx.Node, weight: fx.Node, bias: Any, like: fx.Node) -> fx.Node:
+        return self._call(layer.operator, x, weight, bias, *layer.rest, like=like, **dict(layer.options))
 
     def _square(self, node: fx.Node) -> fx.Node:
         return self._call(torch.square, node, like=node)

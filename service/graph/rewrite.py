@@ -22,7 +22,7 @@ from service.dropout.variant import (
     SampledProduct,
 )
 from service.errors import InvalidPlan
-from service.graph.bit_masks import MaskedProduct, biases_of, join_columns, packed_form
+from service.graph.bit_masks import MaskedProduct, biases_of, join_columns, masked_product, packed_form
 from service.graph.capture import Captured
 from service.graph.cells import CellSite, write_cell
 from service.graph.images import check_image
@@ -194,10 +194,8 @@ class _Writer:
             variant = stand_in(variant) or variant
         if self.packed and (masks := packed_form(site, variant)):
             noise = self._noise(site.site.name, masks, tuple(map(sympy.Integer, site.site.shape)), True)
-            biased = biases_of(site)
             for use in site.uses:
-                acting = MaskedProduct(masks, None if use.bias is None else biased[use.bias])
-                self.packed_products[use.node] = (acting, site, noise)
+                self.packed_products[use.node] = (masked_product(use, site, masks), site, noise)
             return
         columns_in = prod(value_of(site.parameter).shape[1:])
         columns = site.site.shape[1] if not isinstance(variant, MaskedWeight) or variant.masks_bias else columns_in
@@ -276,10 +274,13 @@ class _Writer:
         acting, site, noise = self.packed_products[node]
         parameters = tuple(self.copies[each] for each in (site.parameter, *biases_of(site)))
         x, joined = self.copies[node_operand(node)], self.graph.call_function(join_columns, parameters)
-        if self.narrower is None:
-            return self.graph.call_function(acting, (self.rows, noise, x, joined))
-        narrowed = (self.narrower.operand(x), self.narrower.operand(joined))
-        return self.narrower.widened(self.graph.call_function(acting, (self.rows, noise, *narrowed)))
+        if acting.scaled:
+            joined = self.graph.call_function(torch.mul, (joined, 1 / acting.masks.q))
+        if self.narrower is not None:
+            x, joined = self.narrower.operand(x), self.narrower.operand(joined)
+        product = self.graph.call_function(acting, (self.rows, noise, x, joined))
+        product.meta = dict(node.meta)
+        return product if self.narrower is None else self.narrower.widened(product)
 
     def _operand(self, old: fx.Node, user: fx.Node) -> fx.Node:
         if (old, user) not in self.masks:

@@ -20,7 +20,7 @@ from service.graph.shapes import BatchAxis, find_batch
 from service.graph.sites import Canon, Site, Trained
 
 aten = torch.ops.aten
-_CONVOLUTIONS = {
+CONVOLUTIONS = {
     *(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default),
     *(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding),
     aten.convolution.default,
@@ -82,7 +82,7 @@ def is_product(node: fx.Node) -> bool:
 
 def _weight_of(node: fx.Node) -> fx.Node | None:
     """Return the parameter that a product multiplies by, if it is one."""
-    if node.target in _CONVOLUTIONS:
+    if node.target in CONVOLUTIONS:
         weight = operand(node, 1)
         is_own = isinstance(weight, fx.Node) and _is_parameter(weight) and not _is_transposed(node)
         return weight if is_own else None
@@ -122,7 +122,7 @@ def _is_matrix_parameter(node: fx.Node) -> bool:
 
 
 def _bias_of(product: fx.Node) -> fx.Node | None:
-    bias = operand(product, 2) if product.target is LINEAR or product.target in _CONVOLUTIONS else None
+    bias = operand(product, 2) if product.target is LINEAR or product.target in CONVOLUTIONS else None
     return bias if isinstance(bias, fx.Node) else None
 
 
@@ -132,11 +132,11 @@ def _weight_site(canon: Canon, parameter: fx.Node, uses: tuple[Use, ...]) -> Wei
     biases = [use.bias.meta[STATE_NAME] for use in uses if use.bias is not None and STATE_NAME in use.bias.meta]
     columns = {name: columns_in + index for index, name in enumerate(dict.fromkeys(biases))}
     log_variance = _log_variance(parameter)
-    of_product = Kind.CONV if uses[0].node.target in _CONVOLUTIONS else Kind.WEIGHT
+    of_product = Kind.CONV if uses[0].node.target in CONVOLUTIONS else Kind.WEIGHT
     kind = of_product if log_variance is None else Kind.SPARSE_WEIGHT
     variant, p, others = how_trained(canon, parameter, kind)
     site = Site(parameter.meta[STATE_NAME], kind, (out, columns_in + len(columns)), variant, p, others)
-    oriented = all(user.target is LINEAR or user.target in _CONVOLUTIONS for _, user in readers(parameter))
+    oriented = all(user.target is LINEAR or user.target in CONVOLUTIONS for _, user in readers(parameter))
     plain = _serves_rows_and_features(canon, parameter, uses)
     return WeightSite(site, parameter, uses, columns, plain, oriented, log_variance)
 

@@ -1,5 +1,8 @@
 """Packed weight masks: the bits and answers of the plain path, in every scope and at every rate, where they serve."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from specimen import WIDTH, features, sequence, tokens
@@ -9,7 +12,7 @@ from zoo_weights import LinearTwice, TiedWeights
 from service import Predictor
 from service.dropout import DropConnect, Stream
 from service.errors import SelfCheckFailed
-from service.graph.bit_masks import MaskedProduct, PackedDropConnect
+from service.graph.bit_masks import MaskedLinear, PackedDropConnect
 from service.graph.compiled import Compiled
 from service.plan import make_plan
 
@@ -18,6 +21,13 @@ LAYERS = {
     "without a bias": lambda: nn.Sequential(nn.Linear(WIDTH, 9, bias=False), nn.ReLU(), nn.Linear(9, 3, bias=False)),
     "one unit": lambda: nn.Sequential(nn.Linear(WIDTH, 1), nn.Tanh(), nn.Linear(1, 2)),
     "used twice": LinearTwice,
+}
+CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "of images": (lambda: nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 3)), (4, 6, 5)),
+    "without a bias, in steps": (lambda: nn.Conv2d(4, 6, (3, 1), stride=2, dilation=2, bias=False), (4, 7, 6)),
+    "of the same size, in groups": (lambda: nn.Conv2d(4, 6, 3, padding="same", groups=2), (4, 5, 5)),
+    "of sequences": (lambda: nn.Sequential(nn.Conv1d(4, 6, 3), nn.Tanh(), nn.Conv1d(6, 2, 2)), (4, 9)),
+    "of volumes": (lambda: nn.Conv3d(2, 3, 2), (2, 3, 4, 3)),
 }
 
 
@@ -40,7 +50,21 @@ def test_packed_masks_give_the_passes_of_the_plain_path(
     layers: str, inputs: object, p: float, scope: str, buffer: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.graph.bit_masks._BUFFER_ELEMENTS", buffer)
-    network, given = LAYERS[layers]().eval(), inputs(3)  # type: ignore[operator] # makes inputs
+    _compare(LAYERS[layers](), inputs(3), p, scope, monkeypatch)  # type: ignore[operator] # makes inputs
+
+
+@pytest.mark.parametrize("scope", ["pass", "row"])
+@pytest.mark.parametrize("p", [0.5, 0.3])
+@pytest.mark.parametrize("layers", CONVOLUTIONS)
+def test_convolutions_have_the_passes_of_the_plain_path(
+    layers: str, p: float, scope: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, shape = CONVOLUTIONS[layers]
+    _compare(make(), (torch.randn(3, *shape),), p, scope, monkeypatch)
+
+
+def _compare(network: nn.Module, given: Any, p: float, scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network.eval()
     fast, plain = Predictor.capture(network, given), Predictor.capture(network, given)
     assert packs(fast)
     found = samples(fast, given, p=p, scope=scope, row_offset=5)
@@ -90,8 +114,8 @@ def test_where_a_weight_is_used_in_another_way_the_plain_path_runs(network: type
 
 def test_a_faulty_product_is_found_before_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = Predictor.capture(LAYERS["with a bias"]().eval(), features(3))
-    whole = MaskedProduct.__call__
-    monkeypatch.setattr(MaskedProduct, "__call__", lambda self, *given: whole(self, *given) * 1.001)
+    whole = MaskedLinear.__call__
+    monkeypatch.setattr(MaskedLinear, "__call__", lambda self, *given: whole(self, *given) * 1.001)
 
     with pytest.raises(SelfCheckFailed, match="no way of running several passes agrees"):
         samples(predictor, features(3))

@@ -86,6 +86,7 @@ CASES = [
     Case("each row", deep, plan=(("scope", "row"),)),
     Case("convolution", Images, (1, 5, 5)),
     Case("dropconnect convolution", Images, (1, 5, 5), (("variant", "dropconnect"), ("p", 0.2))),
+    Case("dropconnect without a bias", lambda: nn.Linear(4, 3, bias=False), plan=(("variant", "dropconnect"),)),
     Case("views", Viewed),
     Case("two heads", TwoHeads),
 ]
