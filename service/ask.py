@@ -100,7 +100,6 @@ class Asked:
     quantities: Sequence[str] | None = None
     precision: str = FLOAT32
     memory_bytes: int = MEMORY_BYTES
-    rows_at_once: int | None = None  # the most rows that run together where they need not
 
     def of_passes(self, passes: int, default_seed: int) -> Ask:
         """Return how its passes are asked for.

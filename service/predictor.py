@@ -202,8 +202,8 @@ class Predictor:
                 check_linear(output, names)
             compiled = self._compile(plan, integrated=True)
             notes += _EXACT if not any(compiled.stochastic) else ()
-        limits = asked.memory_bytes, self.couples_rows, asked.rows_at_once
-        run, part = Run(self._captured, compiled, self.outputs, *limits), Part(tensors, ask, tuple(wanted))
+        run = Run(self._captured, compiled, self.outputs, asked.memory_bytes, self.couples_rows)
+        part = Part(tensors, ask, tuple(wanted))
         run.check_samples(part)
         noise = {output.name: "known" if known_noise(output) else "unknown" for output in self.outputs}
         return Question(run, part, noise, notes)
@@ -238,6 +238,16 @@ class Predictor:
         """
         plan = make_plan(self.sites, variant or self.variant, p, sites)
         return choose_passes(plan, passes, self._own_passes, tolerance)
+
+    def is_compiled(self, asked: Asked) -> bool:
+        """Tell whether a question can be made without compiling its plan first.
+
+        Raises:
+            InvalidPlan: The variant, rate or site does not fit; NoActiveSite if nothing would be random.
+        """
+        plan = make_plan(self.sites, asked.variant or self.variant, asked.p, asked.sites)
+        key = _key(plan, asked.precision, integrated=asked.estimator != SAMPLED)
+        return key in self._compiled and self._compiled[key].has_mode(per_row=asked.scope == "row")
 
     def fitting(self, site: str) -> tuple[str, ...]:
         """Return the names of the variants that fit a site.
@@ -289,7 +299,7 @@ class Predictor:
         return self._compile(make_plan(self.sites, **{"variant": self.variant, **plan})).mode(scope == "row")
 
     def _compile(self, plan: Plan, precision: str = FLOAT32, integrated: bool = False) -> Compiled:
-        key = (precision, integrated, frozenset(plan.items()))
+        key = _key(plan, precision, integrated)
         with self._lock:
             if key not in self._compiled:
                 outputs = tuple(output.name for output in self.outputs) if integrated else ()
@@ -312,6 +322,10 @@ class Predictor:
             for output, noisy in zip(self.outputs, compiled.stochastic, strict=True)
             if not noisy
         )
+
+
+def _key(plan: Plan, precision: str, integrated: bool) -> tuple[Any, ...]:
+    return precision, integrated, frozenset(plan.items())
 
 
 def _task(task: str) -> Task:

@@ -39,6 +39,11 @@ class Question:
         return self.part.ask.passes
 
     @property
+    def tolerance(self) -> float | None:
+        """The relative standard error of a row's variances at which its passes end."""
+        return self.part.ask.tolerance
+
+    @property
     def kind(self) -> Hashable:
         """What its cost for each row and pass depends on."""
         return id(self.run.compiled), self._lengths(), self.part.ask.per_row
@@ -52,6 +57,10 @@ class Question:
     def fits(self, others: Sequence["Question"]) -> bool:
         """Tell whether it can run together with others of its key."""
         return sum(each.rows for each in others) + self.rows <= self.run.rows_together(self.part)
+
+    def in_blocks_of(self, rows: int) -> "Question":
+        """Return it as one of which so many rows run together at most, where they need not all."""
+        return replace(self, run=replace(self.run, rows_at_once=rows))
 
     def waited_for(self, is_wanted: Callable[[], bool]) -> "Question":
         """Return it as one that is given up once nobody waits for it."""
@@ -67,11 +76,11 @@ class Question:
 
     def _unsettled(self, answers: Answers) -> tuple[str, ...]:
         """Return a note for each output with rows that did not reach the tolerance, where there is one."""
-        tolerance = self.part.ask.tolerance
-        if tolerance is None:
+        if self.tolerance is None:
             return ()
         pairs = zip(self.run.outputs, self.run.reached_by_noise(), strict=True)
-        return unsettled_rows({output.name: answers[output.name] for output, reached in pairs if reached}, tolerance)
+        noisy = {output.name: answers[output.name] for output, reached in pairs if reached}
+        return unsettled_rows(noisy, self.tolerance)
 
     def _lengths(self) -> Hashable:
         return tuple((x.shape[1:], x.dtype) for x in self.part.tensors)

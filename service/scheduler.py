@@ -5,6 +5,7 @@ while the last one worked and nobody waits on purpose. What is left of a run dec
 a long run is set aside between two of its steps. One that has not stepped for a while goes first, so that none starves.
 """
 
+import asyncio
 import math
 import time
 from collections.abc import Callable, Generator, Hashable, Sequence
@@ -17,6 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from service.errors import DeadlineExceeded, Draining, Overloaded
 
 _AGE_S = 1.0
+_LOOK_S = 0.02
 Result = TypeVar("Result")
 Steps = Generator[None, None, Sequence[Result | None]]
 
@@ -169,6 +171,14 @@ class Scheduler(Generic[Result]):
             self.closed = True
             self._changed.notify()
 
+    async def drain(self, timeout_s: float) -> None:
+        """Accept nothing more, and wait until what was accepted has ended, or fails when the time is over."""
+        self.close()
+        end = time.monotonic() + timeout_s
+        while self.in_flight and time.monotonic() < end:
+            await asyncio.sleep(_LOOK_S)
+        self.give_up(Draining("the server has ended; ask another one"))
+
     def give_up(self, error: Exception) -> None:
         """Let whatever has not ended end in an error."""
         with self._changed:
@@ -192,10 +202,13 @@ class Scheduler(Generic[Result]):
         """Return the run that steps next, made of waiting jobs where these come first."""
         self._drop_unwanted()
         now = time.monotonic()
+        idle = min(self._active, key=lambda run: run.stepped, default=None)
+        oldest = min(self._waiting, key=lambda job: job.arrived, default=None)
+        if idle is not None and now - idle.stepped > _AGE_S:
+            return idle
+        if oldest is not None and now - oldest.arrived > _AGE_S:
+            return self._begin(oldest, now)
         active = min(self._active, key=lambda run: run.left_s, default=None)
-        oldest = min(self._active, key=lambda run: run.stepped, default=None)
-        if oldest is not None and now - oldest.stepped > _AGE_S:
-            return oldest
         shortest = min(self._waiting, key=lambda job: job.cost_s, default=None)
         if shortest is None or (active is not None and active.left_s <= shortest.cost_s):
             return active
