@@ -22,7 +22,7 @@ def run(settings: Settings) -> None:
     """
     config = uvicorn.Config("unused", settings.host, settings.port, root_path=settings.root_path, log_level="warning")
     with config.bind_socket() as listener:  # before loading: a port in use is told at once
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an answer in two parts must not wait for an ACK
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # no waiting for an ACK
         repository = Repository(settings.models, settings.device)
         config.app = create_app(settings, repository)
         listener.listen(config.backlog)  # what is printed next can be called at once
