@@ -7,7 +7,6 @@ before a second reading goes on where the new state of the folder cannot be.
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from service.errors import BadRequest, InvalidModelFolder, ModelNotFound, NotReady, ThinnetError, VersionNotFound
+from service.errors import InvalidModelFolder, ModelNotFound, NotReady, ThinnetError, VersionNotFound
 from service.folder import MAX_TEXT_BYTES, MODEL_NAME, Card, find_versions, read_card
 from service.predictor import Predictor
 
@@ -194,10 +193,13 @@ class Repository:
     def _load(self, entry: Version) -> str | None:
         """Load a version, or return why it cannot be."""
         try:
-            entry.predictor = Predictor.load(entry.card.program.parents[1], entry.card.version, self._device)
-            warm_up(entry.predictor)
+            predictor = Predictor.load(entry.card.program.parents[1], entry.card.version, self._device)
+            predictor.warm_up()
+            entry.predictor = predictor
         except ThinnetError as error:
-            entry.predictor, entry.fault = None, str(error)
+            entry.fault = str(error)
+        except RuntimeError as error:
+            entry.fault = f"its first passes fail: {str(error).splitlines()[0]}"
         return entry.fault
 
     def _model(self, name: str) -> dict[int, Version]:
@@ -259,9 +261,3 @@ def check_device(device: torch.device | str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise NotReady(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}; try cpu") from None
     return found
-
-
-def warm_up(predictor: Predictor) -> None:
-    """Run the default plan once, where it has active sites, so that the first request finds it compiled."""
-    with suppress(BadRequest):  # as trained it has nothing active: the request will say so
-        predictor.mode()

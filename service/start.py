@@ -39,7 +39,7 @@ def _metrics_folder() -> Iterator[Path | None]:
         yield None
         return
     try:
-        made = Path(mkdtemp(prefix="thinnet-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None))
+        made = Path(mkdtemp(prefix=f"thinnet-{os.getpid()}-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None))
     except OSError as error:
         raise NotReady(
             f"no folder for metrics can be made: {error.strerror}; mount a writable /tmp, or name one in {METRICS}"

@@ -62,12 +62,14 @@ class Heartbeats:
         """Return one worker's hand on its slot."""
         return Pulse(self, slot)
 
-    def mark(self, slot: int, state: State, pid: int = 0) -> None:
-        """Say what a slot holds; the clock starts anew."""
+    def mark(self, slot: int, state: State) -> None:
+        """Say what a slot holds; its clock starts anew."""
         self.beat(slot)
-        if pid or state is State.EMPTY:
-            self._whole[self._at(slot, _PID)] = pid
         self._whole[self._at(slot, _STATE)] = state
+
+    def seat(self, slot: int, pid: int) -> None:
+        """Say whose slot it is; only the supervisor does."""
+        self._whole[self._at(slot, _PID)] = pid
 
     def beat(self, slot: int, stalled_s: float = 0.0) -> None:
         """Say that a worker's event loop turns, and since when its computation has made no progress."""

@@ -38,10 +38,10 @@ def run(settings: Settings) -> int:
         InvalidModelFolder: No model can be served.
         NotReady: There is no such device, or it takes one worker only.
     """
-    torch.set_num_threads(1)  # a pool of threads would not be there after a fork
     forks = settings.device.split(":")[0] == "cpu"
     if settings.workers > 1 and not forks:
         raise NotReady(f"workers = {settings.workers} cannot share the device {settings.device!r}; serve with 1 worker")
+    torch.set_num_threads(1)  # a pool of threads would not be there after a fork
     with _config(settings).bind_socket() as listener:  # before loading: a port in use is told at once
         repository = Repository(settings.models, settings.device, settings.versions_kept) if forks else None
         listener.listen(BACKLOG)

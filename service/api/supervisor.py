@@ -177,9 +177,9 @@ class Supervisor:
                     self._begin(generation, slot)
 
     def _begin(self, generation: Generation, slot: int) -> None:
-        self._table.mark(slot, State.STARTING)
+        self._table.mark(slot, State.STARTING)  # before it can say that it is ready
         pid = self._fork(lambda: generation.job(self._table.pulse(slot)))
-        self._table.mark(slot, State.STARTING, pid)
+        self._table.seat(slot, pid)
         del generation.waiting[slot]
         generation.running[slot] = Process(pid, time.monotonic())
 
@@ -221,6 +221,7 @@ class Supervisor:
     def _lost(self, generation: Generation, slot: int, status: int) -> None:
         process = generation.running.pop(slot)
         self._table.mark(slot, State.EMPTY)
+        self._table.seat(slot, 0)
         generation.job.lost(process.pid)
         if self._stopping or generation is self._old:
             return
