@@ -2,18 +2,20 @@
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from service.datasheet import MAX_PASSES, MIN_PASSES
 from service.errors import BadRequest, InvalidQuantity
 from service.graph.precision import FLOAT32, PRECISIONS
+from service.plan import Override
 from service.quantities import REACHED, check, needs_samples
 from service.signature import Output
 
 SCOPES = ("pass", "row")
 SAMPLED, INTEGRATED = ESTIMATORS = ("sampled", "integrated")
+MEMORY_BYTES = 1 << 30  # what one request may hold at once
 _MAX_SEED = (1 << 64) - 1
 _MAX_OFFSET = (1 << 62) - 1
 Seed = int | None | Literal["default"]
@@ -76,15 +78,37 @@ class Ask:
         """Whether each output's last site is integrated."""
         return self.estimator == INTEGRATED
 
-    def rows(self, first: int, count: int, places: Sequence[int] | None = None) -> Sequence[int] | None:
-        """Return the indices that the noise of some rows depends on, or of those at some places among them.
-
-        None where it depends on none.
-        """
+    def rows(self, first: int, count: int) -> Sequence[int] | None:
+        """Return the indices that the noise of some neighbouring rows depends on; None where it depends on none."""
         start = self.row_offset + first
-        if not self.per_row:
-            return None
-        return range(start, start + count) if places is None else [start + place for place in places]
+        return range(start, start + count) if self.per_row else None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a caller said, whole; None takes the model's own. `Predictor.predict` tells what each means."""
+
+    passes: int | None = None
+    variant: str | None = None
+    p: float | None = None
+    sites: Mapping[str, Override] | None = None
+    seed: Seed = "default"
+    scope: str = "pass"
+    row_offset: int = 0
+    estimator: str = SAMPLED
+    tolerance: float | None = None
+    quantities: Sequence[str] | None = None
+    precision: str = FLOAT32
+    memory_bytes: int = MEMORY_BYTES
+
+    def of_passes(self, passes: int, default_seed: int) -> Ask:
+        """Return how its passes are asked for.
+
+        Raises:
+            BadRequest: It is out of range.
+        """
+        seed = choose_seed(self.seed, default_seed)
+        return Ask(passes, seed, self.scope, self.row_offset, self.estimator, self.tolerance, self.precision)
 
 
 def choose_seed(seed: Seed, default: int) -> int:

@@ -8,12 +8,21 @@
     │   ├── InvalidQuantity               a quantity that this output does not have
     │   ├── InvalidFactory                a `package.module:factory` that gives no network
     │   └── InvalidWeights                a file that is not plain weights, or not this network's
+    ├── Unauthorized                 401  no API key, or one that is not known
     ├── NotFound                     404
     │   ├── ModelNotFound
     │   └── VersionNotFound
+    ├── TooSlow                      408  the body did not arrive in time
     ├── TooLarge                     413  past a limit that the message names
+    │   ├── TargetTooLong            414
+    │   └── HeadersTooLarge          431
+    ├── TooManyRequests              429  a key is past its share; `retry_after_s` says when to ask again
+    │   └── Overloaded               429  the server is past its own; likewise
+    ├── InvalidSettings              500  what the server was told cannot be, at its start
     ├── RemoteFault                  502  another server that does not answer, or not as agreed
     ├── NotReady                     503
+    │   └── Draining                      the server is about to end; likewise
+    ├── DeadlineExceeded             504  the time that a request was given is over
     └── ModelFault                   500  a model that cannot be served
         ├── CaptureFailed                 the network cannot be read as a graph
         ├── UnclaimedRandomness           a random operation that no site accounts for
@@ -29,9 +38,15 @@ from typing import ClassVar
 
 
 class ThinnetError(Exception):
-    """Any fault that thinnet names."""
+    """Any fault that thinnet names.
+
+    Attributes:
+        status: Its HTTP status.
+        retry_after_s: When asking again may help; None where it will not.
+    """
 
     status: ClassVar[int] = 500
+    retry_after_s: float | None = None
 
 
 class BadRequest(ThinnetError):
@@ -64,6 +79,12 @@ class InvalidWeights(BadRequest):
     """The file is not plain weights that can be read safely, or they are not this network's."""
 
 
+class Unauthorized(ThinnetError):
+    """The request has no API key, or one that is not known."""
+
+    status = 401
+
+
 class NotFound(ThinnetError):
     """The thing named in the request does not exist."""
 
@@ -78,10 +99,51 @@ class VersionNotFound(NotFound):
     """The model exists, this version of it does not."""
 
 
+class TooSlow(ThinnetError):
+    """The request's body did not arrive in time."""
+
+    status = 408
+
+
 class TooLarge(ThinnetError):
     """The request is past a limit, which the message names."""
 
     status = 413
+
+
+class TargetTooLong(TooLarge):
+    """The request's path and query are past their limit."""
+
+    status = 414
+
+
+class HeadersTooLarge(TooLarge):
+    """The request's headers are past their limit."""
+
+    status = 431
+
+
+class TooManyRequests(ThinnetError):
+    """A key is past its share of the server.
+
+    Args:
+        message: What, where, cure.
+        retry_after_s: When there will be room.
+    """
+
+    status = 429
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Overloaded(TooManyRequests):
+    """The server has as much to do as it takes on."""
+
+
+class InvalidSettings(ThinnetError):
+    """What the server was told cannot be."""
 
 
 class RemoteFault(ThinnetError):
@@ -94,6 +156,18 @@ class NotReady(ThinnetError):
     """The model is not ready to answer."""
 
     status = 503
+
+
+class Draining(NotReady):
+    """The server finishes what it accepted, takes nothing new, and ends."""
+
+    retry_after_s = 1.0
+
+
+class DeadlineExceeded(ThinnetError):
+    """The time that a request was given is over."""
+
+    status = 504
 
 
 class ModelFault(ThinnetError):

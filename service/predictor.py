@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.export.passes import move_to_device_pass
 
-from service.ask import SAMPLED, Ask, Seed, choose_seed, quantities_of
+from service.ask import MEMORY_BYTES, SAMPLED, Asked, Seed, quantities_of
 from service.conditional import check_linear
 from service.datasheet import Datasheet
 from service.errors import BadRequest, InvalidInput, InvalidPlan, NoActiveSite
@@ -29,13 +29,13 @@ from service.graph.precision import FLOAT32
 from service.graph.program import drop_traces, plain_outputs
 from service.graph.signature import described_inputs, described_outputs
 from service.plan import Override, Plan, choose_passes, fitting, fixed_passes, make_plan
-from service.prediction import Prediction, unfinite_rows
+from service.prediction import Prediction
 from service.quantities import known_noise
+from service.question import Question, finished, together
 from service.rows import Given, read_rows
-from service.run import Run
+from service.run import Part, Run
 from service.signature import Input, Output, Task
 
-MEMORY_BYTES = 1 << 30  # what one request may hold at once
 _PLANS_KEPT = 32
 _EXACT = ("every active site is integrated: mean and variance are exact, whatever the passes and the seed",)
 
@@ -162,28 +162,52 @@ class Predictor:
             InvalidQuantity: A quantity is unknown or not this output's.
             TooLarge: Samples or quantiles would not fit into memory.
         """
-        plan = make_plan(self.sites, variant or self.variant, p, sites)
-        count = choose_passes(plan, passes, self._own_passes, tolerance)
-        own_seed = choose_seed(seed, self.seed)
-        ask = Ask(count, own_seed, scope, row_offset, estimator, tolerance, precision)
+        asked = Asked(
+            passes,
+            variant,
+            p,
+            sites,
+            seed,
+            scope,
+            row_offset,
+            estimator,
+            tolerance,
+            quantities,
+            precision,
+            memory_bytes,
+        )
+        question = self.question(inputs, asked)
+        (prediction,) = finished(together([question]))
+        assert prediction is not None, "it is waited for here"
+        return prediction
+
+    def question(self, inputs: Given, asked: Asked) -> Question:
+        """Return what `predict` would answer, checked and ready to run, alone or together with others.
+
+        Raises:
+            BadRequest, InvalidPlan, InvalidQuantity, TooLarge: As `predict` does.
+        """
+        plan = make_plan(self.sites, asked.variant or self.variant, asked.p, asked.sites)
+        passes = choose_passes(plan, asked.passes, self._own_passes, asked.tolerance)
+        ask = asked.of_passes(passes, self.seed)
         if ask.per_row and self.couples_rows:
             raise BadRequest(
                 "scope 'row' gives rows networks of their own, but this network couples its rows; use 'pass'"
             )
-        wanted = quantities_of(self.outputs, quantities, tolerance)
+        wanted = quantities_of(self.outputs, asked.quantities, ask.tolerance)
         tensors = read_rows(self.inputs, inputs, self.device)
-        compiled = self._compile(plan, precision)
-        own_notes = (*compiled.notes, *self._fixed_outputs(compiled))
+        compiled = self._compile(plan, ask.precision)
+        notes = (*self._eval_modules(), *compiled.notes, *self._fixed_outputs(compiled))
         if ask.integrates:
             for output, names in zip(self.outputs, wanted, strict=True):
                 check_linear(output, names)
             compiled = self._compile(plan, integrated=True)
-            own_notes += _EXACT if not any(compiled.stochastic) else ()
-        run = Run(self._captured, compiled, self.outputs, wanted, ask, memory_bytes, self.couples_rows)
-        answers = run.answers(tensors)
+            notes += _EXACT if not any(compiled.stochastic) else ()
+        run = Run(self._captured, compiled, self.outputs, asked.memory_bytes, self.couples_rows)
+        part = Part(tensors, ask, tuple(wanted))
+        run.check_samples(part)
         noise = {output.name: "known" if known_noise(output) else "unknown" for output in self.outputs}
-        notes = (*self._eval_modules(), *own_notes, *run.unsettled(answers), *unfinite_rows(answers))
-        return Prediction(run.passes_of(answers), ask.seed, scope, answers, noise, estimator, notes)
+        return Question(run, part, noise, notes)
 
     def warm_up(self) -> None:
         """Run passes of the default plan, where it has any, so that the first call finds all prepared."""
@@ -221,6 +245,16 @@ class Predictor:
         """
         plan = make_plan(self.sites, variant or self.variant, p, sites)
         return choose_passes(plan, passes, self._own_passes, tolerance)
+
+    def is_compiled(self, asked: Asked) -> bool:
+        """Tell whether a question can be made without compiling its plan first.
+
+        Raises:
+            InvalidPlan: The variant, rate or site does not fit; NoActiveSite if nothing would be random.
+        """
+        plan = make_plan(self.sites, asked.variant or self.variant, asked.p, asked.sites)
+        key = _key(plan, asked.precision, integrated=asked.estimator != SAMPLED)
+        return key in self._compiled and self._compiled[key].has_mode(per_row=asked.scope == "row")
 
     def fitting(self, site: str) -> tuple[str, ...]:
         """Return the names of the variants that fit a site.
@@ -272,7 +306,7 @@ class Predictor:
         return self._compile(make_plan(self.sites, **{"variant": self.variant, **plan})).mode(scope == "row")
 
     def _compile(self, plan: Plan, precision: str = FLOAT32, integrated: bool = False) -> Compiled:
-        key = (precision, integrated, frozenset(plan.items()))
+        key = _key(plan, precision, integrated)
         with self._lock:
             if key not in self._compiled:
                 outputs = tuple(output.name for output in self.outputs) if integrated else ()
@@ -295,6 +329,10 @@ class Predictor:
             for output, noisy in zip(self.outputs, compiled.stochastic, strict=True)
             if not noisy
         )
+
+
+def _key(plan: Plan, precision: str, integrated: bool) -> tuple[Any, ...]:
+    return precision, integrated, frozenset(plan.items())
 
 
 def _task(task: str) -> Task:

@@ -110,6 +110,14 @@ class Repository:
                 raise NotReady(f"model {name!r}, version {entry.card.version}, cannot be served: {entry.fault}")
             return entry.predictor
 
+    def is_loaded(self, name: str, version: int | str | None = None) -> bool:
+        """Tell whether a model's predictor can be had without loading it.
+
+        Raises:
+            ModelNotFound, VersionNotFound: There is no such thing.
+        """
+        return self._version(name, version).predictor is not None
+
     def example(self, name: str) -> dict[str, Any] | None:
         """Return a model's example request, `example.json` in its folder, where it has one."""
         place = self.card(name).program.parents[1] / EXAMPLE

@@ -1,9 +1,10 @@
 """Run a plan's passes over rows, in blocks of rows and chunks of passes that fit into memory, and gather statistics.
 
-It does not know who asked or what else is running.
+Rows of several asks run together where their noise is the same; each keeps its own passes, quantities and tolerance. It
+does not know who asked or what else is running.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -21,182 +22,239 @@ from service.graph.drawing import Draw
 from service.graph.footprint import Footprint
 from service.graph.nodes import returned, value_of
 from service.graph.rates import measured
+from service.group import Group, Quantities, Rule, Statistics
 from service.quantities import Accumulator, needs_samples
 from service.signature import Output
-from service.tolerance import gather, looks, settled, unsettled_rows
 
 Answers = dict[str, dict[str, Tensor]]
-Statistics = Accumulator | ConditionalAccumulator
+
+
+def _always() -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one ask.
+
+    Attributes:
+        tensors: The inputs [B, …].
+        ask: How many passes, and their noise.
+        wanted: The quantities of each output.
+        first_row: Index of the first row in its ask.
+        is_wanted: Whether anybody still waits for it.
+    """
+
+    tensors: tuple[Tensor, ...]
+    ask: Ask
+    wanted: tuple[tuple[str, ...], ...]
+    first_row: int = 0
+    is_wanted: Callable[[], bool] = _always
+
+    @property
+    def rows(self) -> int:
+        """How many rows."""
+        return len(self.tensors[0])
+
+    @property
+    def rule(self) -> tuple[Any, ...]:
+        """What rows have in common whose statistics are taken together."""
+        return self.ask.passes, self.ask.tolerance, self.wanted
+
+    def block(self, at: int, rows: int) -> "Part":
+        """Return some neighbouring rows."""
+        return replace(self, tensors=tuple(x[at : at + rows] for x in self.tensors), first_row=self.first_row + at)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One plan over the rows of one ask.
+    """One plan, ready to run.
 
     Attributes:
         captured: The network.
         compiled: Its plan.
         outputs: What its outputs mean.
-        wanted: The quantities of each output.
-        ask: How many passes, and their noise.
         memory_bytes: A ceiling on what is held at once besides the inputs and the answer.
         couples_rows: Whether all rows must run together.
+        rows_at_once: The most rows that run together where rows need not.
     """
 
     captured: Captured
     compiled: Compiled
     outputs: Sequence[Output]
-    wanted: Sequence[tuple[str, ...]]
-    ask: Ask
     memory_bytes: int
     couples_rows: bool
+    rows_at_once: int | None = None
 
-    def answers(self, tensors: tuple[Tensor, ...]) -> Answers:
-        """Return each output's quantities, [B, …] each.
+    def rows_together(self, part: Part) -> int:
+        """Return how many rows like a part's run together: as many as fit into memory, one pass of them at least."""
+        footprint = self.compiled.footprint(part.tensors, part.ask.per_row)
+        suffix, around = footprint.suffix, footprint.around
+        row = max(1, footprint.trunk_row, suffix.row + around.row + footprint.kept_row)
+        free = self.memory_bytes - suffix.fixed - around.fixed
+        if self.couples_rows:
+            return part.rows
+        return max(1, min(free // row, self.rows_at_once or free))
+
+    def check_samples(self, part: Part) -> None:
+        """Check that what must be kept of every pass fits into memory.
 
         Raises:
-            TooLarge: Samples or quantiles would not fit into memory.
+            TooLarge: It does not.
         """
-        rows = len(tensors[0])
-        self._check_samples([tuple(each.shape) for each in tensors])
-        footprint = self.compiled.footprint(tensors, self.ask.per_row)
-        block = self._rows_together(footprint, rows)
-        parts = [self._block(tuple(x[at : at + block] for x in tensors), at, footprint) for at in range(0, rows, block)]
-        return {output.name: _joined([part[index] for part in parts]) for index, output in enumerate(self.outputs)}
+        symbols, nodes = self.captured.symbols, returned(self.captured.program.graph.graph)
+        shapes = [tuple(each.shape) for each in part.tensors]
+        kept = [node for node, names in zip(nodes, part.wanted, strict=True) if needs_samples(names)]
+        elements = sum(prod(symbols.lengths(symbols.dims(value_of(node)), shapes)) for node in kept)
+        need = 4 * elements * part.ask.passes
+        if need > self.memory_bytes:
+            raise TooLarge(
+                f"samples and quantiles keep every pass: {need} bytes for {part.rows} rows and {part.ask.passes} "
+                f"passes, past the limit of {self.memory_bytes}; ask for fewer rows or passes"
+            )
 
-    def unsettled(self, answers: Answers) -> tuple[str, ...]:
-        """Return a note for each output with rows that did not reach the tolerance, where there is one."""
-        if self.ask.tolerance is None:
-            return ()
-        pairs = zip(self.outputs, self._reached_by_noise(), strict=True)
-        noisy = {output.name: answers[output.name] for output, reached in pairs if reached}
-        return unsettled_rows(noisy, self.ask.tolerance)
+    def steps(self, parts: Sequence[Part]) -> Generator[None, None, list[Answers | None]]:
+        """Run the passes, a chunk a step, and return each part's quantities by output, [B, …] each.
 
-    def passes_of(self, answers: Answers) -> int:
-        """Return how many passes ran: N, or the most of any row with a tolerance."""
-        if self.ask.tolerance is None:
-            return self.ask.passes
-        return max(int(found["passes_used"].max()) for found in answers.values())
+        Args:
+            parts: Of asks that agree in seed, scope and estimator; several fit together into one block.
 
-    def _block(self, tensors: tuple[Tensor, ...], first_row: int, footprint: Footprint) -> list[dict[str, Tensor]]:
-        """Run all passes of some rows, or as many as each row needs, and return each output's quantities."""
-        pairs = zip(self.outputs, self.wanted, strict=True)
-        accumulators = [self._accumulator(output, names) for output, names in pairs]
-        off, values = self._deterministic(tensors), self.compiled.trunk(tensors)
-        is_fixed = not any(self.compiled.stochastic)
-        if self.ask.tolerance is not None and not is_fixed:
-            return self._until_settled(accumulators, off, values, tensors, first_row, footprint)
-        passes = MIN_PASSES if is_fixed else self.ask.passes  # equal ones, as many as a variance needs
-        draw = Draw(self.ask.seed, 0, passes, self.ask.rows(first_row, len(tensors[0])))
-        self._advance(accumulators, values, tensors, draw, footprint)
-        return [one.finish(plain) for one, plain in zip(accumulators, off, strict=True)]
+        Returns:
+            None for a part that nobody waited for any more.
+        """
+        footprint = self.compiled.footprint(parts[0].tensors, parts[0].ask.per_row)
+        if len(parts) > 1:
+            found = yield from _Block(self, footprint, parts).steps()
+            return [None if each is None else self._named(each) for each in found]
+        part = parts[0]
+        block, blocks = self.rows_together(part), []
+        for at in range(0, part.rows, block):
+            own = part if block >= part.rows else part.block(at, block)
+            (one,) = yield from _Block(self, footprint, [own]).steps()
+            if one is None:
+                return [None]
+            blocks.append(one)
+        return [self._named([_joined([one[index] for one in blocks]) for index in range(len(self.outputs))])]
 
-    def _until_settled(
-        self,
-        accumulators: list[Statistics],
-        off: Sequence[Tensor | None],
-        values: tuple[Any, ...],
-        tensors: tuple[Tensor, ...],
-        first_row: int,
-        footprint: Footprint,
-    ) -> list[dict[str, Tensor]]:
-        """Run passes of each row until its tolerance is met."""
-        rows, here = len(tensors[0]), tensors
-        parts, first, running = [], 0, torch.arange(rows, device=tensors[0].device)
-        for until in looks(self.ask.passes):
-            noisy = self.ask.rows(first_row, rows, None if here is tensors else running.tolist())
-            draw = Draw(self.ask.seed, first, until - first, noisy)
-            self._advance(accumulators, values, here, draw, footprint)
-            done, first = self._done(accumulators, running, until), until
-            if bool(done.any()):
-                ended = accumulators if bool(done.all()) else [each.of_rows(done) for each in accumulators]
-                own = [None if each is None else each[running[done]] for each in off]
-                finished = [one.finish(plain) for one, plain in zip(ended, own, strict=True)]
-                parts.append((running[done].cpu(), finished))
-            if bool(done.all()):
-                break
-            if bool(done.any()):
-                left = (~done).nonzero().flatten()
-                running, here = running[left], tuple(each[left] for each in here)
-                values = self.compiled.trunk_of_rows(values, here, left)
-                accumulators = [each.of_rows(~done) for each in accumulators]
-        return gather(parts)
-
-    def _advance(
-        self,
-        accumulators: Sequence[Statistics],
-        values: tuple[Any, ...],
-        tensors: tuple[Tensor, ...],
-        draws: Draw,
-        footprint: Footprint,
-    ) -> None:
-        """Run passes of some rows in chunks."""
-        shapes = [tuple(each.shape) for each in tensors]
-        chunk = self._chunk(footprint, shapes)
-        end = draws.first_pass + draws.passes
-        for first in range(draws.first_pass, end, chunk):
-            draw = replace(draws, first_pass=first, passes=min(chunk, end - first))
-            for accumulator, raw in zip(accumulators, self._by_output(values, shapes, draw), strict=True):
-                accumulator.add(*raw)
-
-    def _done(self, accumulators: Sequence[Statistics], running: Tensor, passes: int) -> Tensor:
-        """Tell of each running row [B] whether its passes end here; coupled rows end together."""
-        done = torch.ones_like(running, dtype=torch.bool)
-        if self.ask.tolerance is None or passes == self.ask.passes:
-            return done
-        for accumulator, reached in zip(accumulators, self._reached_by_noise(), strict=True):
-            done &= settled(*accumulator.spread(), self.ask.tolerance) if reached else True
-        return done.all().expand_as(done) if self.couples_rows else done
-
-    def _reached_by_noise(self) -> list[bool]:
+    def reached_by_noise(self) -> list[bool]:
         """Tell for each output whether passes differ."""
         return [any(self.compiled.stochastic[index :: len(self.outputs)]) for index in range(len(self.outputs))]
 
-    def _accumulator(self, output: Output, names: tuple[str, ...]) -> Statistics:
-        return ConditionalAccumulator(output, names) if self.ask.integrates else Accumulator(output, names)
-
-    def _by_output(
+    def by_output(
         self, values: tuple[Any, ...], shapes: Sequence[tuple[int, ...]], draw: Draw
     ) -> list[tuple[Tensor, ...]]:
         """Run passes: of each output [S, B, …] its values, or its conditional means and variances."""
         found, count = self.compiled.run(values, shapes, draw), len(self.outputs)
         return [tuple(found[index::count]) for index in range(count)]
 
-    def _deterministic(self, tensors: tuple[Tensor, ...]) -> Sequence[Tensor | None]:
-        """Return the outputs with everything off, where they were asked for."""
-        if not any("deterministic" in names for names in self.wanted):
+    def _deterministic(self, part: Part, tensors: tuple[Tensor, ...]) -> Sequence[Tensor | None]:
+        """Return the outputs of rows with everything off, where a part asks for them."""
+        if not any("deterministic" in names for names in part.wanted):
             return [None] * len(self.outputs)
         with torch.inference_mode():
             off: tuple[Tensor, ...] = self.captured.program.graph(*tensors)
         return off
 
-    def _rows_together(self, footprint: Footprint, rows: int) -> int:
-        """Return how many rows run together: as many as fit into memory, one pass of them at least."""
-        suffix, around = footprint.suffix, footprint.around
-        row = max(1, footprint.trunk_row, suffix.row + around.row + footprint.kept_row)
-        free = self.memory_bytes - suffix.fixed - around.fixed
-        return rows if self.couples_rows else max(1, min(rows, free // row))
-
-    def _chunk(self, footprint: Footprint, shapes: Sequence[tuple[int, ...]]) -> int:
+    def chunk(self, footprint: Footprint, shapes: Sequence[tuple[int, ...]], per_row: bool) -> int:
         """Return how many passes of a block of rows run together: as many as the cache holds, and memory."""
         rows = shapes[0][0]
         inside, around = footprint.suffix.of(rows), footprint.around.of(rows)
         free = self.memory_bytes - footprint.kept_row * rows
         together, in_memory = max(1, inside), free // max(1, inside + around)
-        if self.compiled.thinned_for(shapes, self.ask.per_row):  # what is inside a pass is gone before the next one
+        if self.compiled.thinned_for(shapes, per_row):  # what is inside a pass is gone before the next one
             together, in_memory = max(1, around), (free - inside) // max(1, around)
-        return max(1, min(self.ask.passes, measured().cache_bytes // together, in_memory))
+        return max(1, min(measured().cache_bytes // together, in_memory))
 
-    def _check_samples(self, shapes: Sequence[tuple[int, ...]]) -> None:
-        symbols, nodes = self.captured.symbols, returned(self.captured.program.graph.graph)
-        kept = [node for node, names in zip(nodes, self.wanted, strict=True) if needs_samples(names)]
-        elements = sum(prod(symbols.lengths(symbols.dims(value_of(node)), shapes)) for node in kept)
-        need = 4 * elements * self.ask.passes
-        if need > self.memory_bytes:
-            raise TooLarge(
-                f"samples and quantiles keep every pass: {need} bytes for {shapes[0][0]} rows and {self.ask.passes} "
-                f"passes, past the limit of {self.memory_bytes}; ask for fewer rows or passes"
-            )
+    def group(self, parts: Sequence[Part]) -> Group:
+        """Return the statistics, still empty, of parts that end by the same rule."""
+        part, is_fixed = parts[0], not any(self.compiled.stochastic)
+        kind = ConditionalAccumulator if part.ask.integrates else Accumulator
+        statistics: list[Statistics] = [kind(*each) for each in zip(self.outputs, part.wanted, strict=True)]
+        passes = MIN_PASSES if is_fixed else part.ask.passes  # equal ones, as many as a variance needs
+        tolerance = None if is_fixed else part.ask.tolerance
+        rule = Rule(passes, tolerance, tuple(self.reached_by_noise()), self.couples_rows)
+        off = self._deterministic(part, _together(parts))
+        return Group(rule, statistics, off, [each.rows for each in parts], [each.is_wanted for each in parts])
+
+    def _named(self, quantities: Quantities) -> Answers:
+        return {output.name: own for output, own in zip(self.outputs, quantities, strict=True)}
+
+
+class _Block:
+    """Rows that run together until each has had its passes.
+
+    Args:
+        run: The plan.
+        footprint: What it needs.
+        parts: The rows.
+    """
+
+    def __init__(self, run: Run, footprint: Footprint, parts: Sequence[Part]) -> None:
+        self.run, self.footprint, self.ask = run, footprint, parts[0].ask
+        rules = dict.fromkeys(part.rule for part in parts)
+        together = [[part for part in parts if part.rule == rule] for rule in rules]
+        ordered = [part for own in together for part in own]
+        self.tensors, self.rows = _together(ordered), _noise_rows(ordered)
+        self.groups = [run.group(own) for own in together]
+        self.homes = {id(part): (group, index) for group, own in zip(self.groups, together, strict=True)
+                      for index, part in enumerate(own)}  # fmt: skip
+        self.parts = parts
+        self.values = run.compiled.trunk(self.tensors)
+
+    def steps(self) -> Generator[None, None, list[Quantities | None]]:
+        """Run a chunk a step; return the quantities of each part."""
+        passes = 0
+        while self.groups:
+            passes = self._run_chunk(passes)
+            self._go_on([group.look(passes) for group in self.groups])
+            if self.groups:
+                yield
+                self._go_on([group.leave() for group in self.groups])
+        homes = [self.homes[id(part)] for part in self.parts]
+        return [group.found(index) for group, index in homes]
+
+    def _run_chunk(self, first: int) -> int:
+        """Run the next passes and return how many have run."""
+        shapes = [tuple(each.shape) for each in self.tensors]
+        chunk = self.run.chunk(self.footprint, shapes, self.ask.per_row)
+        until = min(first + chunk, *(group.stop for group in self.groups))
+        by_output = self.run.by_output(self.values, shapes, Draw(self.ask.seed, first, until - first, self.rows))
+        at = 0
+        for group in self.groups:
+            own = slice(at, at + group.rows)
+            is_all = len(self.groups) == 1
+            group.add(by_output if is_all else [tuple(raw[:, own] for raw in each) for each in by_output])
+            at += group.rows
+        return until
+
+    def _go_on(self, kept: Sequence[Tensor | None]) -> None:
+        """Go on with some rows of each group, named by truth values; None where all go on."""
+        if all(each is None for each in kept):
+            return
+        pairs = zip(self.groups, kept, strict=True)
+        every = [torch.ones(group.rows, dtype=torch.bool) if each is None else each for group, each in pairs]
+        self.groups = [group for group in self.groups if group.rows]
+        if self.groups:
+            left = torch.cat(every).nonzero().flatten()
+            self.rows = None if self.rows is None else [self.rows[place] for place in left.tolist()]
+            left = left.to(self.tensors[0].device)
+            self.tensors = tuple(each[left] for each in self.tensors)
+            self.values = self.run.compiled.trunk_of_rows(self.values, self.tensors, left)
+
+
+def _together(parts: Sequence[Part]) -> tuple[Tensor, ...]:
+    """Return the rows of several parts behind one another."""
+    if len(parts) == 1:
+        return parts[0].tensors
+    return tuple(torch.cat(each) for each in zip(*(part.tensors for part in parts), strict=True))
+
+
+def _noise_rows(parts: Sequence[Part]) -> Sequence[int] | None:
+    """Return the indices that the rows' noise depends on; None where it depends on none."""
+    several = [part.ask.rows(part.first_row, part.rows) for part in parts]
+    if len(several) == 1 or several[0] is None:
+        return several[0]
+    return [row for each in several for row in each or ()]
 
 
 def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

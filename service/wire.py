@@ -43,6 +43,8 @@ class PredictRequest(BaseModel):
         tolerance: The relative standard error of a row's variances at which its passes end; `passes` is then the most.
         precision: What products run in: `float32`, or `bfloat16`, which is faster and coarser.
         quantities: What to answer besides the task's defaults; `<output>.<quantity>` where there are several outputs.
+        timeout_s: After how many seconds, of waiting and computing, there is no answer any more but a 504.
+        dry_run: Whether only the cost is told, and nothing run.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -66,6 +68,10 @@ class PredictRequest(BaseModel):
     ] = None
     precision: Annotated[str, Field(description="what products run in: 'float32' or 'bfloat16'")] = "float32"
     quantities: list[str] = []
+    timeout_s: Annotated[
+        Number | None, Field(gt=0, description="time for waiting and computing (seconds), then 504", examples=[30])
+    ] = None
+    dry_run: Annotated[bool, Field(description="tell what it would cost, and run nothing")] = False
 
     def arguments(self) -> dict[str, Any]:
         """Return what `Predictor.predict` is given, besides the rows."""

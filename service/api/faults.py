@@ -1,6 +1,7 @@
 """Every error as `{"error": "<what, where, cure>"}` with its status; it does not know what went wrong inside."""
 
 import logging
+from math import ceil
 from uuid import uuid4
 
 from fastapi import FastAPI, Request, Response
@@ -8,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from service.api.bodies import json_answer
-from service.errors import ModelFault, ThinnetError
+from service.errors import ModelFault, ThinnetError, Unauthorized
 from service.wire import first_problem
 
 _log = logging.getLogger("thinnet")
@@ -22,11 +23,21 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _internal)
 
 
+def answer_to(error: ThinnetError) -> Response:
+    """Return the answer to a fault that thinnet names."""
+    answer = json_answer({"error": str(error)}, error.status)
+    if error.retry_after_s is not None:
+        answer.headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
+    if isinstance(error, Unauthorized):
+        answer.headers["WWW-Authenticate"] = 'Bearer realm="thinnet"'
+    return answer
+
+
 async def _ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, ThinnetError)
     if isinstance(error, ModelFault):
         _log.error("%s %s: %s", request.method, request.url.path, error)
-    return json_answer({"error": str(error)}, error.status)
+    return answer_to(error)
 
 
 async def _http(request: Request, error: Exception) -> Response:

@@ -26,7 +26,7 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 _RESERVED = ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output")
 _OURS = (
     *("passes", "variant", "p", "sites", "seed", "scope", "row_offset"),
-    *("estimator", "tolerance", "precision"),
+    *("estimator", "tolerance", "precision", "timeout_s"),
 )
 FRESH = "fresh"
 Parameters = dict[str, StrictStr | StrictBool | StrictInt | StrictFloat]
@@ -57,8 +57,8 @@ class InferRequest(BaseModel):
     """The JSON of `POST /v2/models/{model}/infer`.
 
     `parameters` takes `passes`, `variant`, `p`, `seed` (a number, or "fresh"), `scope`, `row_offset`, `estimator`,
-    `tolerance`, `precision`, and `sites` as a string that holds a JSON object. `outputs` names quantities: `mean`,
-    `variance`, `entropy`, `quantile_0.9`, …; `<output>.<quantity>` where there are several outputs.
+    `tolerance`, `precision`, `timeout_s`, and `sites` as a string that holds a JSON object. `outputs` names quantities:
+    `mean`, `variance`, `entropy`, `quantile_0.9`, …; `<output>.<quantity>` where there are several outputs.
     """
 
     model_config = ConfigDict(extra="forbid")

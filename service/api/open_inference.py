@@ -15,8 +15,9 @@ from service.api.infer import (
     write_inference,
 )
 from service.api.predict import ERRORS
-from service.api.serving import Serving, serving_of
+from service.api.serving import SMALL_BYTES, Call, Serving, aside, serving_of
 from service.api.tensors import datatype_of
+from service.prediction import Prediction
 from service.predictor import Predictor
 from service.signature import Output, Task
 from service.wire import PredictRequest
@@ -60,7 +61,7 @@ async def models(serving: ServingHere) -> Response:
 async def metadata(serving: ServingHere, model: str, version: str | None = None) -> Response:
     """Tell a model's inputs, outputs, sites and which variants fit them, beside what the protocol asks for."""
     found = PredictRequest(model=model, version=version, inputs=None)
-    card, predictor = await serving.look(found)
+    card, predictor = await serving.find(found)
     told: dict[str, Any] = {
         "name": card.name,
         "versions": [str(number) for number in card.versions],
@@ -76,7 +77,7 @@ async def metadata(serving: ServingHere, model: str, version: str | None = None)
 @router.get("/models/{model}/versions/{version}/ready", summary="Is a version ready", responses=ERRORS)
 async def model_ready(serving: ServingHere, model: str, version: str | None = None) -> Response:
     """Answer `{"name": …, "ready": true}`, or 503 with the reason."""
-    await serving.look(PredictRequest(model=model, version=version, inputs=None))
+    await serving.find(PredictRequest(model=model, version=version, inputs=None))
     return json_answer({"name": model, "ready": True})
 
 
@@ -90,15 +91,15 @@ async def infer(request: Request, serving: ServingHere, model: str, version: str
     Tensors travel as JSON or as raw bytes behind it, both ways.
     """
     body = await read_body(request, serving.settings.max_body_bytes)
-    return await serving.run(_infer, serving, body, request.headers.get(HEADER_LENGTH), model, version)
-
-
-def _infer(serving: Serving, body: bytes, header_length: str | None, model: str, version: str | None) -> Response:
-    card, predictor = serving.find(PredictRequest(model=model, version=version, inputs=None))
-    inference = read_inference(body, header_length, predictor.inputs)
+    is_small = len(body) <= SMALL_BYTES
+    card, predictor = await serving.find(PredictRequest(model=model, version=version, inputs=None))
+    inference = await aside(is_small, read_inference, body, request.headers.get(HEADER_LENGTH), predictor.inputs)
     asked = to_predict_request(inference, model, version)
-    prediction = serving.predict(predictor, asked, inference.tensors)
-    return write_inference(inference, card.name, card.version, predictor.outputs, prediction)
+
+    def write(prediction: Prediction) -> Response:
+        return write_inference(inference, card.name, card.version, predictor.outputs, prediction)
+
+    return await serving.answer(request, Call(asked, card, predictor, lambda: inference.tensors, write, is_small))
 
 
 def _inputs(predictor: Predictor) -> list[dict[str, Any]]:

@@ -1,13 +1,15 @@
 """thinnet's own routes: predict, and the catalogue of variants; they translate and delegate."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
 from service.answer import answer
 from service.api.bodies import json_answer, read_body
-from service.api.serving import Serving, serving_of
+from service.api.serving import SMALL_BYTES, Call, Serving, aside, serving_of
 from service.catalogue import describe_variants
+from service.prediction import Prediction
 from service.wire import Error, PredictResponse, arrays_from_json, parse_json, parse_request
 
 router = APIRouter(tags=["thinnet"])
@@ -17,8 +19,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": Error, "description": "The request cannot be done; the message says what, where, and the cure."},
     404: {"model": Error, "description": "No such model or version."},
     413: {"model": Error, "description": "Past a limit, which the message names."},
+    429: {"model": Error, "description": "No room for it now; Retry-After says when to ask again."},
     500: {"model": Error, "description": "An internal fault; the server's log has it."},
     503: {"model": Error, "description": "The model cannot be served now; the message says why."},
+    504: {"model": Error, "description": "No answer within the time allowed."},
 }
 
 
@@ -30,15 +34,17 @@ async def predict(request: Request, serving: ServingHere) -> Response:
     mean and variance are no prediction interval for the target.
     """
     body = await read_body(request, serving.settings.max_body_bytes)
-    return json_answer(await serving.run(_predict, serving, body))
+    is_small = len(body) <= SMALL_BYTES
+    asked = await aside(is_small, lambda: parse_request(parse_json(body)))
+    card, predictor = await serving.find(asked)
 
+    def inputs() -> Mapping[str, Any]:
+        return arrays_from_json(asked.inputs, [spec.name for spec in predictor.inputs])
 
-def _predict(serving: Serving, body: bytes) -> dict[str, Any]:
-    asked = parse_request(parse_json(body))
-    card, predictor = serving.find(asked)
-    inputs = arrays_from_json(asked.inputs, [spec.name for spec in predictor.inputs])
-    prediction = serving.predict(predictor, asked, inputs)
-    return answer(card.name, card.version, predictor.outputs, prediction)
+    def write(prediction: Prediction) -> Response:
+        return json_answer(answer(card.name, card.version, predictor.outputs, prediction))
+
+    return await serving.answer(request, Call(asked, card, predictor, inputs, write, is_small))
 
 
 @router.get("/variants", summary="Every dropout variant that is served")

@@ -43,6 +43,9 @@ def run(settings: Settings) -> int:
         raise NotReady(f"workers = {settings.workers} cannot share the device {settings.device!r}; serve with 1 worker")
     torch.set_num_threads(1)  # a pool of threads would not be there after a fork
     with _config(settings).bind_socket() as listener:  # before loading: a port in use is told at once
+        listener.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+        )  # an answer in two parts must not wait for an ACK
         repository = Repository(settings.models, settings.device, settings.versions_kept) if forks else None
         listener.listen(BACKLOG)
         table = Heartbeats(settings.workers, settings.stall_s)
@@ -78,7 +81,7 @@ class Models:
         app.state.workers = pulse.table
         config = _config(settings)
         config.app = app
-        Worker(config, getattr(app.state.serving, "scheduler", None), pulse, settings.drain_s).run([self.listener])
+        Worker(config, app.state.serving.scheduler, pulse, settings.drain_s).run([self.listener])
 
     def renewed(self, pause: Callable[[], None]) -> "Models":
         """Return the folder's models as they are now."""

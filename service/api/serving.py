@@ -1,25 +1,55 @@
-"""From a checked request to an answer: limits first, then the model, off the event loop; it does not know formats."""
+"""From a checked request to an answer: limits, cost, queue, a caller who may leave; it does not know formats."""
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio.to_thread
-from anyio import CapacityLimiter
-from fastapi import Request
+from fastapi import Request, Response
 
-from service.errors import BadRequest, TooLarge
+from service.api.bodies import json_answer
+from service.ask import Asked
+from service.costs import Costs
+from service.errors import BadRequest, DeadlineExceeded, TooLarge
 from service.folder import Card
 from service.prediction import Prediction
 from service.predictor import Predictor
+from service.question import Question, Steps, together
 from service.repository import Repository
+from service.scheduler import Job, Scheduler
 from service.settings import Settings
 from service.wire import PredictRequest
 
+SMALL_BYTES = 1 << 15  # of a body that is read faster than a thread is asked
+_STEP_S = 0.05  # the longest that one pass of a block of rows should take
+_LEFT = 499  # the caller closed the connection; nobody reads it but the log
 _Result = TypeVar("_Result")
 
 
+@dataclass(frozen=True)
+class Call:
+    """A request taken apart.
+
+    Attributes:
+        asked: What is asked.
+        card: The model's card.
+        predictor: The model.
+        inputs: Makes the arrays or tensors [B, …] by input.
+        write: Makes the response of a prediction.
+        is_small: Whether it is read and written faster than a thread is asked.
+    """
+
+    asked: PredictRequest
+    card: Card
+    predictor: Predictor
+    inputs: Callable[[], Mapping[str, Any]]
+    write: Callable[[Prediction], Response]
+    is_small: bool
+
+
 class Serving:
-    """What every route shares: the models, the limits, and the one thread that computes.
+    """What every route shares: the models, the limits, and the scheduler of what is computed.
 
     Args:
         settings: The limits.
@@ -29,47 +59,57 @@ class Serving:
     def __init__(self, settings: Settings, repository: Repository) -> None:
         self.settings = settings
         self.repository = repository
-        self._one_run = CapacityLimiter(1)  # a run uses every core itself
+        self.costs = Costs()
+        self.scheduler: Scheduler[Prediction] = Scheduler(_start, settings.max_queue_s, settings.max_jobs, self._learn)
 
-    async def run(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Compute in a thread, one run at a time, while the event loop goes on."""
-        return await anyio.to_thread.run_sync(work, *arguments, limiter=self._one_run)
-
-    async def look(self, request: PredictRequest) -> tuple[Card, Predictor]:
-        """Find what a request names without waiting for runs; a version asked for the first time is loaded in a thread.
-
-        Raises:
-            NotFound, NotReady: As `find` does.
-        """
-        return await anyio.to_thread.run_sync(self.find, request)
-
-    def find(self, request: PredictRequest) -> tuple[Card, Predictor]:
-        """Return the card and the predictor that a request names.
+    async def find(self, request: PredictRequest) -> tuple[Card, Predictor]:
+        """Find what a request names; a version asked for the first time is loaded in a thread.
 
         Raises:
             NotFound, NotReady: They are not there, or cannot be served.
         """
         name = request.model if request.model is not None else self.repository.sole_name()
-        return self.repository.card(name, request.version), self.repository.predictor(name, request.version)
+        card, is_loaded = self.repository.card(name, request.version), self.repository.is_loaded(name, request.version)
+        return card, await aside(is_loaded, self.repository.predictor, name, request.version)
 
-    def predict(self, predictor: Predictor, request: PredictRequest, inputs: Mapping[str, Any]) -> Prediction:
-        """Check a request against the limits and predict.
-
-        Args:
-            predictor: The model.
-            request: What is asked.
-            inputs: An array or tensor [B, …] for each input, by name.
+    async def answer(self, request: Request, call: Call) -> Response:
+        """Answer a request, or tell its cost.
 
         Raises:
             BadRequest, TooLarge: It cannot be done, or is past a limit.
+            TooManyRequests, Draining: There is no room for it now.
+            DeadlineExceeded: Its time is over.
         """
+        asked = self._asked(call)
+        is_ready = call.is_small and call.predictor.is_compiled(asked)
+        question = await aside(is_ready, self._question, call, asked)
+        cost_s = self.costs.of(question)
+        if call.asked.dry_run:
+            return json_answer(self._estimate(call, question, cost_s))
+        if key := getattr(request.state, "key", None):
+            key.spend(cost_s)
+        timeout_s = self._timeout_s(call.asked)
+        job = self.scheduler.submit(question, cost_s, timeout_s)
+        prediction = await _result(request, job, timeout_s)
+        request.state.queue_s, request.state.compute_s = job.queue_s, job.compute_s
+        if prediction is None:
+            return Response(status_code=_LEFT)
+        return await aside(call.is_small, call.write, prediction)
+
+    def _asked(self, call: Call) -> Asked:
+        own = call.asked.arguments()
+        if own["tolerance"] is not None and own["passes"] is None:
+            own["passes"] = self.settings.max_passes
+        return Asked(**own, memory_bytes=self.settings.memory_bytes)
+
+    def _question(self, call: Call, asked: Asked) -> Question:
+        """Return what is asked, checked against the limits before anything is made of it."""
+        inputs = call.inputs()
         rows = max((len(each) for each in inputs.values() if getattr(each, "ndim", 0)), default=0)
-        asked = request.arguments()
-        if asked["tolerance"] is not None and asked["passes"] is None:
-            asked["passes"] = self.settings.max_passes
-        named = {key: asked[key] for key in ("passes", "variant", "p", "sites", "tolerance")}
-        self._check_limits(rows, predictor.passes_of(**named))
-        return predictor.predict(inputs, memory_bytes=self.settings.memory_bytes, **asked)
+        named = asked.passes, asked.variant, asked.p, asked.sites, asked.tolerance
+        self._check_limits(rows, call.predictor.passes_of(*named))
+        question = call.predictor.question(inputs, asked)
+        return question.in_blocks_of(self.costs.rows_in(_STEP_S, question))
 
     def _check_limits(self, rows: int, passes: int) -> None:
         settings = self.settings
@@ -82,6 +122,48 @@ class Serving:
                 f"{rows} rows × {passes} passes are past the limit of {settings.max_row_passes} row-passes a request; "
                 "send fewer rows or ask for fewer passes"
             )
+
+    def _timeout_s(self, asked: PredictRequest) -> float:
+        most = self.settings.max_timeout_s
+        if asked.timeout_s is not None and asked.timeout_s > most:
+            raise BadRequest(f"timeout_s = {asked.timeout_s} is past the limit of {most:g} s; allow less")
+        return min(self.settings.timeout_s, most) if asked.timeout_s is None else asked.timeout_s
+
+    def _estimate(self, call: Call, question: Question, cost_s: float) -> dict[str, Any]:
+        told = {"model": call.card.name, "version": call.card.version, "rows": question.rows}
+        return {**told, "passes": question.passes, "cost_s": cost_s, "queue_s": self.scheduler.queued_cost_s}
+
+    def _learn(self, jobs: Sequence[Job[Prediction]]) -> None:
+        self.costs.learn([job.work for job in jobs], jobs[0].compute_s)
+
+
+async def aside(is_quick: bool, work: Callable[..., _Result], *arguments: Any) -> _Result:
+    """Do some work at once where it is quick, else in a thread while the event loop goes on."""
+    return work(*arguments) if is_quick else await anyio.to_thread.run_sync(work, *arguments)
+
+
+async def _result(request: Request, job: Job[Prediction], timeout_s: float) -> Prediction | None:
+    """Wait for a job; None where the caller has left, for whom nothing more is computed."""
+    left = asyncio.ensure_future(request.receive())  # behind its body a request has nothing but its end
+    left.add_done_callback(lambda _: job.cancel())
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.wrap_future(job.future)
+    except TimeoutError:
+        job.cancel()
+        raise DeadlineExceeded(
+            f"no answer within {timeout_s:g} s; ask for fewer rows or passes, or allow more in `timeout_s`"
+        ) from None
+    except asyncio.CancelledError:
+        if not left.done():
+            raise
+        return None
+    finally:
+        left.cancel()
+
+
+def _start(jobs: Sequence[Job[Prediction]]) -> Steps[list[Prediction | None]]:
+    return together([job.work.waited_for(job.is_wanted) for job in jobs])
 
 
 def serving_of(request: Request) -> Serving:

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.heartbeats import Pulse, State
 from service.api.supervisor import RETIRE
+from service.scheduler import Scheduler
 
 BACKLOG = 2048
 _BEAT_S, _LOOK_S, _IDLE_S, _MOST_WAITING = 0.25, 0.02, 0.5, 4 * BACKLOG
@@ -35,7 +36,7 @@ class Worker(uvicorn.Server):
         drain_s: How long it may take to end.
     """
 
-    def __init__(self, config: uvicorn.Config, scheduler: Any, pulse: Pulse, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, scheduler: Scheduler[Any], pulse: Pulse, drain_s: float) -> None:
         config.app = self._closing(config.app)  # type: ignore[arg-type] # not a name of one
         super().__init__(config)
         self._scheduler, self._pulse, self._drain_s = scheduler, pulse, drain_s
@@ -83,7 +84,7 @@ class Worker(uvicorn.Server):
 
     async def _beat(self) -> None:
         while True:
-            self._pulse.beat(getattr(self._scheduler, "stalled_s", 0.0))
+            self._pulse.beat(self._scheduler.stalled_s)
             if os.getppid() != self._parent:
                 self._end(True)  # nobody is left who would
             await asyncio.sleep(_BEAT_S)
@@ -100,8 +101,7 @@ class Worker(uvicorn.Server):
 
     async def _refuse(self, deadline: float) -> None:
         await self._refuses.wait()
-        if self._scheduler is not None:
-            await self._scheduler.drain(max(0.0, deadline - asyncio.get_running_loop().time()))
+        await self._scheduler.drain(max(0.0, deadline - asyncio.get_running_loop().time()))
 
     async def _let_go(self, deadline: float) -> None:
         """Wait until every connection is closed, closing those that stay idle."""

@@ -12,6 +12,7 @@ import torch
 from starlette.testclient import TestClient
 
 from service import Predictor
+from service.graph.compiled import Compiled
 
 ROWS = [[0.1, -0.2, 0.3], [1.0, 2.0, -1.0]]
 TWO = {"tokens": [[1, 2, 3, 4, 5]], "features": [[0.5, -0.5]]}
@@ -243,7 +244,7 @@ def test_an_internal_fault_shows_no_insides_and_the_next_request_works(
         raise RuntimeError("secret /path/to/insides")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Predictor, "predict", broken)
+        patch.setattr(Compiled, "run", broken)
         answer = client.post("/predict", json={"model": "line", "inputs": ROWS})
     assert answer.status_code == 500
     assert "internal fault; the server's log has it under" in answer.json()["error"]

@@ -1,0 +1,103 @@
+"""A caller's checked request of a plan, and several of them answered by one run; it does not know how it was sent."""
+
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from service.prediction import Prediction, unfinite_rows
+from service.run import Answers, Part, Run
+from service.tolerance import unsettled_rows
+
+_Result = TypeVar("_Result")
+Steps = Generator[None, None, _Result]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request of a predictor, everything about it checked.
+
+    Attributes:
+        run: Its plan.
+        part: Its rows, passes and quantities.
+        noise: For each output, whether the observation noise is `known` or `unknown`.
+        notes: What the caller should know of how it is served.
+    """
+
+    run: Run
+    part: Part
+    noise: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        return self.part.rows
+
+    @property
+    def passes(self) -> int:
+        """How many passes it runs, or may run with a tolerance."""
+        return self.part.ask.passes
+
+    @property
+    def tolerance(self) -> float | None:
+        """The relative standard error of a row's variances at which its passes end."""
+        return self.part.ask.tolerance
+
+    @property
+    def kind(self) -> Hashable:
+        """What its cost for each row and pass depends on."""
+        return id(self.run.compiled), self._lengths(), self.part.ask.per_row
+
+    @property
+    def key(self) -> Hashable | None:
+        """What questions have in common that one run can answer; None where it is answered alone."""
+        ask = self.part.ask
+        return None if self.run.couples_rows else (self.kind, ask.seed, ask.estimator)
+
+    def fits(self, others: Sequence["Question"]) -> bool:
+        """Tell whether it can run together with others of its key."""
+        return sum(each.rows for each in others) + self.rows <= self.run.rows_together(self.part)
+
+    def in_blocks_of(self, rows: int) -> "Question":
+        """Return it as one of which so many rows run together at most, where they need not all."""
+        return replace(self, run=replace(self.run, rows_at_once=rows))
+
+    def waited_for(self, is_wanted: Callable[[], bool]) -> "Question":
+        """Return it as one that is given up once nobody waits for it."""
+        return replace(self, part=replace(self.part, is_wanted=is_wanted))
+
+    def prediction(self, answers: Answers) -> Prediction:
+        """Return the answer made of its outputs' quantities."""
+        ask, used = self.part.ask, self.part.ask.passes
+        if ask.tolerance is not None:
+            used = max(int(found["passes_used"].max()) for found in answers.values())
+        notes = (*self.notes, *self._unsettled(answers), *unfinite_rows(answers))
+        return Prediction(used, ask.seed, ask.scope, answers, self.noise, ask.estimator, notes)
+
+    def _unsettled(self, answers: Answers) -> tuple[str, ...]:
+        """Return a note for each output with rows that did not reach the tolerance, where there is one."""
+        if self.tolerance is None:
+            return ()
+        pairs = zip(self.run.outputs, self.run.reached_by_noise(), strict=True)
+        noisy = {output.name: answers[output.name] for output, reached in pairs if reached}
+        return unsettled_rows(noisy, self.tolerance)
+
+    def _lengths(self) -> Hashable:
+        return tuple((x.shape[1:], x.dtype) for x in self.part.tensors)
+
+
+def together(questions: Sequence[Question]) -> Steps[list[Prediction | None]]:
+    """Answer questions of one key by one run, a chunk of passes a step; None for one that nobody waited for."""
+    found = yield from questions[0].run.steps([each.part for each in questions])
+    pairs = zip(questions, found, strict=True)
+    return [None if answers is None else question.prediction(answers) for question, answers in pairs]
+
+
+def finished(steps: Steps[_Result]) -> _Result:
+    """Take all steps and return what they lead to."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: _Result = end.value
+            return result

@@ -1,0 +1,287 @@
+"""Concurrent jobs → runs, one step at a time in one thread; it knows no tensors' meaning and no HTTP.
+
+A job waits until the thread is free; jobs of one key that wait then are run together, so that a run holds what queued
+while the last one worked and nobody waits on purpose. What is left of a run decides who steps next, the shortest first:
+a long run is set aside between two of its steps. One that has not stepped for a while goes first, so that none starves.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Generator, Hashable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from threading import Condition, Thread
+from typing import Any, Generic, Protocol, TypeVar
+
+from service.errors import DeadlineExceeded, Draining, Overloaded
+
+_AGE_S = 1.0
+_LOOK_S = 0.02
+Result = TypeVar("Result")
+Steps = Generator[None, None, Sequence[Result | None]]
+
+
+class Work(Protocol):
+    """What a job is of."""
+
+    @property
+    def key(self) -> Hashable | None:
+        """What jobs have in common that run together; None for one that runs alone."""
+
+    def fits(self, others: Sequence[Any]) -> bool:
+        """Tell whether it can run together with others of its key."""
+
+
+@dataclass(eq=False)
+class Job(Generic[Result]):
+    """Some work that somebody waits for.
+
+    Attributes:
+        work: What is to be done.
+        cost_s: How long it is expected to take alone.
+        deadline: When it is given up, by `time.monotonic`.
+        arrived: When it came.
+        future: Its result.
+        alone: Whether it must not run with others.
+        queue_s: How long it waited for its first step.
+        compute_s: How long the steps of its run took.
+        together: How many jobs its run had.
+    """
+
+    work: Any
+    cost_s: float
+    deadline: float
+    arrived: float = field(default_factory=time.monotonic)
+    future: "Future[Result]" = field(default_factory=Future)
+    alone: bool = False
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    together: int = 1
+
+    def is_wanted(self) -> bool:
+        """Tell whether anybody still waits for it."""
+        return not self.future.done() and time.monotonic() < self.deadline
+
+    def cancel(self) -> None:
+        """Give it up: nobody waits any more."""
+        self.future.cancel()
+
+    def fail(self, error: BaseException) -> None:
+        """Let it end in an error, unless it has ended."""
+        with suppress(InvalidStateError):
+            self.future.set_exception(error)
+
+    def end(self, result: Result) -> None:
+        """Let it end in a result, unless it has ended."""
+        with suppress(InvalidStateError):
+            self.future.set_result(result)
+
+
+@dataclass(eq=False)
+class _Run(Generic[Result]):
+    """Jobs that run together."""
+
+    jobs: list[Job[Result]]
+    steps: Steps[Result]
+    cost_s: float
+    spent_s: float = 0.0
+    stepped: float = field(default_factory=time.monotonic)
+
+    @property
+    def left_s(self) -> float:
+        return max(0.0, self.cost_s - self.spent_s)
+
+
+class Scheduler(Generic[Result]):
+    """One thread that steps through runs.
+
+    Args:
+        start: Makes the steps of a run from its jobs; they lead to the jobs' results, None for one that was given up.
+        max_cost_s: How many seconds of work may be accepted and not done.
+        max_jobs: How many jobs may be accepted and not done.
+        finished: Called in the thread with the jobs of a run that has ended well.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[Sequence[Job[Result]]], Steps[Result]],
+        max_cost_s: float = math.inf,
+        max_jobs: int = 1 << 30,
+        finished: Callable[[Sequence[Job[Result]]], None] = lambda jobs: None,
+    ) -> None:
+        self._start, self._finished = start, finished
+        self._max_cost_s, self._max_jobs = max_cost_s, max_jobs
+        self._waiting: list[Job[Result]] = []
+        self._active: list[_Run[Result]] = []
+        self._changed = Condition()
+        self._moved = time.monotonic()
+        self._thread: Thread | None = None
+        self.closed = False
+
+    @property
+    def in_flight(self) -> int:
+        """How many jobs are accepted and have not ended."""
+        return len(self._waiting) + sum(len(run.jobs) for run in list(self._active))
+
+    @property
+    def queued_cost_s(self) -> float:
+        """How many seconds the work that is accepted and not done is expected to take."""
+        return sum(job.cost_s for job in list(self._waiting)) + sum(run.left_s for run in list(self._active))
+
+    @property
+    def stalled_s(self) -> float:
+        """For how many seconds the thread has not moved though it had work."""
+        return time.monotonic() - self._moved if self.in_flight else 0.0
+
+    def submit(self, work: Work, cost_s: float, timeout_s: float = math.inf) -> Job[Result]:
+        """Accept work.
+
+        Args:
+            work: What is to be done.
+            cost_s: How long it is expected to take alone.
+            timeout_s: After how many seconds it is given up.
+
+        Raises:
+            Overloaded: As much is accepted as may be.
+            Draining: Nothing is accepted any more.
+        """
+        job: Job[Result] = Job(work, cost_s, time.monotonic() + timeout_s)
+        with self._changed:
+            if self.closed:
+                raise Draining("the server is stopping; ask another one, or again later")
+            queued_s = self.queued_cost_s
+            if self.in_flight and (queued_s + cost_s > self._max_cost_s or self.in_flight >= self._max_jobs):
+                raise Overloaded(
+                    f"{self.in_flight} requests wait, {queued_s:.3g} s of work; ask again later", math.ceil(queued_s)
+                )
+            if not self.in_flight:
+                self._moved = time.monotonic()
+            self._waiting.append(job)
+            if self._thread is None:
+                self._thread = Thread(target=self._work, name="compute", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        return job
+
+    def close(self) -> None:
+        """Accept nothing more; what was accepted goes on."""
+        with self._changed:
+            self.closed = True
+            self._changed.notify()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Accept nothing more, and wait until what was accepted has ended, or fails when the time is over."""
+        self.close()
+        end = time.monotonic() + timeout_s
+        while self.in_flight and time.monotonic() < end:
+            await asyncio.sleep(_LOOK_S)
+        self.give_up(Draining("the server has ended; ask another one"))
+
+    def give_up(self, error: Exception) -> None:
+        """Let whatever has not ended end in an error."""
+        with self._changed:
+            for job in [*self._waiting, *(job for run in self._active for job in run.jobs)]:
+                job.fail(error)
+            self._changed.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._active):
+                    if self.closed:
+                        return
+                    self._changed.wait()
+                self._moved = time.monotonic()
+                run = self._next()
+            if run is not None:
+                self._step(run)
+
+    def _next(self) -> _Run[Result] | None:
+        """Return the run that steps next, made of waiting jobs where these come first."""
+        self._drop_unwanted()
+        now = time.monotonic()
+        idle = min(self._active, key=lambda run: run.stepped, default=None)
+        oldest = min(self._waiting, key=lambda job: job.arrived, default=None)
+        if idle is not None and now - idle.stepped > _AGE_S:
+            return idle
+        if oldest is not None and now - oldest.arrived > _AGE_S:
+            return self._begin(oldest, now)
+        active = min(self._active, key=lambda run: run.left_s, default=None)
+        shortest = min(self._waiting, key=lambda job: job.cost_s, default=None)
+        if shortest is None or (active is not None and active.left_s <= shortest.cost_s):
+            return active
+        return self._begin(shortest, now)
+
+    def _drop_unwanted(self) -> None:
+        for job in self._waiting:
+            if not job.is_wanted():
+                job.fail(_too_late())
+        self._waiting = [job for job in self._waiting if not job.future.done()]
+
+    def _begin(self, first: Job[Result], now: float) -> _Run[Result] | None:
+        jobs = [first]
+        if first.work.key is not None and not first.alone:
+            for job in self._waiting:
+                same = job is not first and not job.alone and job.work.key == first.work.key
+                if same and job.work.fits([each.work for each in jobs]):
+                    jobs.append(job)
+        taken = set(map(id, jobs))
+        self._waiting = [job for job in self._waiting if id(job) not in taken]
+        for job in jobs:
+            job.queue_s, job.together = now - job.arrived, len(jobs)
+        run = _Run(jobs, self._start(jobs), sum(job.cost_s for job in jobs))
+        self._active.append(run)
+        return run
+
+    def _step(self, run: _Run[Result]) -> None:
+        began = time.monotonic()
+        if not any(job.is_wanted() for job in run.jobs):
+            run.steps.close()
+            self._end(run, [None] * len(run.jobs))
+            return
+        try:
+            next(run.steps)
+        except StopIteration as end:
+            self._spend(run, began)
+            self._end(run, end.value)
+        except Exception as error:  # whatever a network raises, it ends this run alone
+            self._fail(run, error)
+        else:
+            self._spend(run, began)
+
+    def _spend(self, run: _Run[Result], began: float) -> None:
+        run.stepped = time.monotonic()
+        run.spent_s += run.stepped - began
+        for job in run.jobs:
+            job.compute_s = run.spent_s
+
+    def _end(self, run: _Run[Result], results: Sequence[Result | None]) -> None:
+        self._remove(run)
+        if all(result is not None for result in results):
+            self._finished(run.jobs)
+        for job, result in zip(run.jobs, results, strict=True):
+            if result is None:
+                job.fail(_too_late())
+            else:
+                job.end(result)
+
+    def _fail(self, run: _Run[Result], error: Exception) -> None:
+        """Let a run's only job fail, or try each of several by itself: one of them must not fail the others."""
+        self._remove(run)
+        if len(run.jobs) == 1:
+            run.jobs[0].fail(error)
+            return
+        with self._changed:
+            for job in run.jobs:
+                job.alone = True
+            self._waiting = [*run.jobs, *self._waiting]
+
+    def _remove(self, run: _Run[Result]) -> None:
+        with self._changed:
+            self._active.remove(run)
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("no answer within the time allowed; ask for fewer rows or passes, or allow more time")

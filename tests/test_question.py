@@ -1,0 +1,166 @@
+"""Questions that one run answers together: each gets what it gets alone, whatever the others ask."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from service import Predictor
+from service.ask import Asked
+from service.costs import Costs
+from service.prediction import Prediction
+from service.question import Question, finished, together
+from service.signature import Activation, Output, Task
+
+SOFTMAX = Output(task=Task.CLASSIFICATION, activation=Activation.SOFTMAX)
+PLANS: list[dict[str, Any]] = [
+    {},
+    {"scope": "row"},
+    {"estimator": "sampled", "variant": "gaussian"},
+    {"variant": "dropconnect", "p": 0.2},
+    {"variant": "dropconnect-sampled", "p": 0.2},
+    {"precision": "bfloat16"},
+]
+
+
+@functools.cache
+def classifier() -> Predictor:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 8), nn.ReLU(),
+                                nn.Dropout(0.4), nn.Linear(8, 3)).eval()  # fmt: skip
+        return Predictor.capture(network, torch.randn(2, 4), outputs=[SOFTMAX])
+
+
+def rows(count: int, seed: int) -> Tensor:
+    return torch.randn(count, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def same(found: Prediction | None, expected: Prediction, **allowed: float) -> None:
+    assert found is not None
+    assert (found.passes, found.seed, found.scope, found.notes) == (
+        expected.passes, expected.seed, expected.scope, expected.notes,
+    )  # fmt: skip
+    mine, theirs = found.outputs["output"], expected.outputs["output"]
+    assert list(mine) == list(theirs)
+    for name, values in mine.items():
+        torch.testing.assert_close(values, theirs[name], **{"rtol": 1e-4, "atol": 1e-6} | allowed, msg=name)
+
+
+def asks(plan: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
+    return [
+        (rows(3, 1), {"passes": 40}),
+        (rows(1, 2), {"passes": 90, "quantities": ["standard_error", "deterministic"]}),
+        (rows(4, 3), {"passes": 40}),
+        (rows(2, 4), {"passes": 17, "quantities": ["samples", "quantile_0.9"]}),
+        (rows(6, 5), {"passes": 700, "tolerance": 0.15}),
+        (rows(5, 6), {"passes": 700, "tolerance": 0.15}),
+        (rows(1, 7), {"passes": 300, "tolerance": 0.3}),
+    ]
+
+
+def questions(predictor: Predictor, plan: dict[str, Any]) -> list[Question]:
+    offsets = {"row_offset": 5} if plan.get("scope") == "row" else {}
+    return [predictor.question(x, Asked(**plan, **own, **offsets)) for x, own in asks(plan)]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_each_is_answered_as_if_it_were_alone(plan: dict[str, Any]) -> None:
+    several = questions(classifier(), plan)
+    assert len({each.key for each in several}) == 1
+    assert several[1].fits(several[:1])
+
+    allowed = {"rtol": 0.02, "atol": 1e-3} if plan.get("precision") else {}
+    for found, alone in zip(finished(together(several)), several, strict=True):
+        same(found, finished(together([alone]))[0] or pytest.fail("nothing"), **allowed)
+
+
+@pytest.mark.parametrize("gone", [[0], [2], [0, 2], [4], [1, 4, 5]])
+def test_those_who_leave_change_nothing_for_the_others(gone: Sequence[int]) -> None:
+    several = questions(classifier(), {})
+    stepped = 0
+
+    def still() -> bool:
+        return stepped < 1
+
+    mixed = [each.waited_for(still) if index in gone else each for index, each in enumerate(several)]
+    steps, answers = together(mixed), None
+    while answers is None:
+        try:
+            next(steps)
+        except StopIteration as end:
+            answers = end.value
+        stepped += 1
+
+    assert [answer is None for answer in answers] == [index in gone for index in range(len(several))]
+    for answer, alone in zip(answers, several, strict=True):
+        if answer is not None:
+            same(answer, finished(together([alone]))[0] or pytest.fail("nothing"))
+
+
+def test_nothing_runs_once_everybody_has_left() -> None:
+    asked = classifier().question(rows(3, 1), Asked(passes=10_000, quantities=["samples"], memory_bytes=1 << 28))
+    small = replace(asked, run=replace(asked.run, memory_bytes=1 << 16))
+    steps = together([small.waited_for(lambda: False)])
+    next(steps)
+    assert finished(steps) == [None]
+
+
+def test_rows_run_in_blocks_of_the_size_allowed_and_say_the_same() -> None:
+    whole = classifier().question(rows(50, 1), Asked(passes=30))
+    parts = whole.in_blocks_of(7)
+
+    same(finished(together([parts]))[0], finished(together([whole]))[0] or pytest.fail("nothing"))
+    assert not parts.fits([parts])
+    assert whole.fits([parts])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"seed": 1}, {"variant": "gaussian"}, {"p": 0.3}, {"scope": "row"}, {"precision": "bfloat16"},
+     {"sites": {"2": "off"}}],
+    ids=str,
+)  # fmt: skip
+def test_what_differs_in_noise_or_plan_never_runs_together(other: dict[str, Any]) -> None:
+    predictor = classifier()
+    assert predictor.question(rows(1, 1), Asked()).key != predictor.question(rows(1, 1), Asked(**other)).key
+
+
+def test_a_network_that_couples_its_rows_runs_alone() -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.drop(x - x.mean(0))
+            return y
+
+    predictor = Predictor.capture(Centred().eval(), torch.randn(3, 4))
+    assert predictor.question(rows(3, 1), Asked()).key is None
+
+
+def test_costs_are_learned_by_kind() -> None:
+    costs, predictor = Costs(), classifier()
+    one, many = (predictor.question(rows(count, 1), Asked(passes=100)) for count in (1, 1000))
+    other = predictor.question(rows(1000, 1), Asked(passes=100, variant="dropconnect"))
+    for _ in range(30):
+        costs.learn([many], 2.0)
+        costs.learn([other], 8.0)
+
+    assert costs.of(many) == pytest.approx(2.0, rel=0.05)
+    assert costs.of(other) == pytest.approx(8.0, rel=0.05)
+    assert costs.of(one) == pytest.approx(0.002, rel=0.4)
+    assert costs.rows_in(0.02, many) == pytest.approx(1000, rel=0.05)
+
+
+def test_a_tolerance_costs_about_what_it_needs() -> None:
+    costs, predictor = Costs(), classifier()
+    plain, loose, tight = (
+        predictor.question(rows(100, 1), Asked(passes=10_000, tolerance=tolerance)) for tolerance in (None, 0.2, 0.05)
+    )
+    assert costs.of(loose) < costs.of(tight) < costs.of(plain)

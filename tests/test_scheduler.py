@@ -1,0 +1,277 @@
+"""Who runs with whom and when: by steps that tests let go one by one, no network and no web."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Any
+
+import pytest
+
+from service.errors import DeadlineExceeded, Draining, Overloaded
+from service.scheduler import Job, Scheduler, Steps
+
+SOON_S = 10.0
+
+
+@dataclass(eq=False)
+class Task:
+    """Work of some steps; `fault` is raised at the first."""
+
+    name: str
+    key: str | None = "same"
+    steps: int = 1
+    fault: Exception | None = None
+    room: int = 100
+
+    def fits(self, others: Sequence["Task"]) -> bool:
+        return len(others) < self.room
+
+
+@dataclass
+class Bench:
+    """A scheduler whose first run is held until `go`, and what happened in it."""
+
+    told: list[str] = field(default_factory=list)
+    go: Event = field(default_factory=Event)
+    step_s: float = 0.0
+    jobs: list[Job[str]] = field(default_factory=list)
+
+    def start(self, jobs: Sequence[Job[str]]) -> Steps[str]:
+        tasks: list[Task] = [job.work for job in jobs]
+        names = "+".join(task.name for task in tasks)
+        for step in range(max(task.steps for task in tasks)):
+            assert self.go.wait(SOON_S)
+            for task in tasks:
+                if task.fault is not None:
+                    self.told.append(f"{names} fails")
+                    raise task.fault
+            self.told.append(f"{names} {step}")
+            time.sleep(self.step_s)
+            if step + 1 < max(task.steps for task in tasks):
+                yield
+        return [task.name if job.is_wanted() else None for job, task in zip(jobs, tasks, strict=True)]
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+@pytest.fixture
+def make(bench: Bench) -> Iterator[Callable[..., Scheduler[str]]]:
+    made: list[Scheduler[str]] = []
+
+    def one(**limits: Any) -> Scheduler[str]:
+        made.append(Scheduler(bench.start, **limits))
+        return made[-1]
+
+    yield one
+    bench.go.set()
+    for scheduler in made:
+        scheduler.give_up(Draining("the test is over"))
+        scheduler.close()
+
+
+def held(scheduler: Scheduler[str], *tasks: Task, cost_s: float = 1.0) -> list[Job[str]]:
+    """Submit a job that holds the thread, then the others."""
+    first = scheduler.submit(Task("first", None), 0.0)
+    until(lambda: first.queue_s > 0 or not scheduler._waiting)
+    return [first, *(scheduler.submit(task, cost_s) for task in tasks)]
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + SOON_S
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_what_queued_while_the_last_run_worked_runs_together(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    jobs = held(make(), Task("a"), Task("b"), Task("c", "other"), Task("d"))
+    bench.go.set()
+
+    assert [job.future.result(SOON_S) for job in jobs] == ["first", "a", "b", "c", "d"]
+    assert sorted(bench.told) == ["a+b+d 0", "c 0", "first 0"]
+    assert [job.together for job in jobs] == [1, 3, 3, 1, 3]
+    assert all(job.queue_s > 0 for job in jobs[1:])
+
+
+def test_what_has_no_key_runs_alone(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    jobs = held(make(), Task("a", None), Task("b", None))
+    bench.go.set()
+
+    assert [job.future.result(SOON_S) for job in jobs] == ["first", "a", "b"]
+    assert bench.told == ["first 0", "a 0", "b 0"]
+
+
+def test_no_more_run_together_than_fit(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    jobs = held(make(), *(Task(name, room=2) for name in "abcde"))
+    bench.go.set()
+
+    for job in jobs:
+        job.future.result(SOON_S)
+    assert bench.told == ["first 0", "a+b 0", "c+d 0", "e 0"]
+
+
+def test_a_long_run_holds_a_short_one_up_for_one_step(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    scheduler, bench.step_s = make(), 0.01
+    bench.go.set()
+    long = scheduler.submit(Task("long", None, steps=100), 1.0)
+    until(lambda: "long 3" in bench.told)
+    short = scheduler.submit(Task("short", None), 0.01)
+    before = len(bench.told)
+
+    assert short.future.result(SOON_S) == "short"
+    assert "short 0" in bench.told[: before + 2]
+    assert not long.future.done()
+    assert long.future.result(SOON_S) == "long"
+
+
+def test_short_ones_that_keep_coming_do_not_starve_a_long_one(
+    bench: Bench, make: Callable[..., Scheduler[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.scheduler._AGE_S", 0.05)
+    scheduler, bench.step_s = make(), 0.005
+    bench.go.set()
+    long = scheduler.submit(Task("long", None, steps=4), 100.0)
+    end = time.monotonic() + SOON_S
+    waiting: list[Job[str]] = []
+    while not long.future.done():
+        assert time.monotonic() < end
+        waiting = [job for job in waiting if not job.future.done()]
+        while len(waiting) < 4:  # there is always one that is shorter
+            waiting.append(scheduler.submit(Task("short", None), 0.001))
+        time.sleep(0.001)
+
+    assert long.future.result() == "long"
+
+
+def test_a_caller_who_leaves_the_queue_costs_nothing(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    scheduler = make()
+    first, left, stayed = held(scheduler, Task("left"), Task("stayed"))
+    left.cancel()
+    bench.go.set()
+
+    assert stayed.future.result(SOON_S) == "stayed"
+    assert bench.told == ["first 0", "stayed 0"]
+    with pytest.raises(CancelledError):
+        left.future.result()
+    until(lambda: scheduler.in_flight == 0)
+    assert scheduler.queued_cost_s == 0
+    assert first.future.result() == "first"
+
+
+def test_a_caller_who_leaves_a_run_strands_nobody(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    first, left, stayed = held(make(), Task("left", steps=3), Task("stayed", steps=3))
+    bench.step_s = 0.02
+    bench.go.set()
+    until(lambda: "left+stayed 0" in bench.told)
+    left.cancel()
+
+    assert stayed.future.result(SOON_S) == "stayed"
+    assert first.future.result() == "first"
+
+
+def test_a_run_that_everybody_left_stops_at_its_next_step(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    scheduler, bench.step_s = make(), 0.01
+    bench.go.set()
+    job = scheduler.submit(Task("long", None, steps=1000), 10.0)
+    until(lambda: "long 2" in bench.told)
+    job.cancel()
+    until(lambda: scheduler.in_flight == 0)
+
+    assert len(bench.told) < 100
+    assert scheduler.submit(Task("next"), 0.1).future.result(SOON_S) == "next"
+
+
+def test_one_that_fails_fails_alone(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    _, good, bad, fine = held(make(), Task("good"), Task("bad", fault=ValueError("its own")), Task("fine"))
+    bench.go.set()
+
+    assert good.future.result(SOON_S) == "good"
+    assert fine.future.result(SOON_S) == "fine"
+    with pytest.raises(ValueError, match="its own"):
+        bad.future.result(SOON_S)
+    assert "good+bad+fine fails" in bench.told
+
+
+def test_a_queue_past_its_bound_says_when_to_ask_again(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    scheduler = make(max_cost_s=3.0, max_jobs=4)
+    jobs = held(scheduler, Task("a"), Task("b"))
+    with pytest.raises(Overloaded, match="3 requests wait, 2 s of work; ask again later") as told:
+        scheduler.submit(Task("c"), 2.0)
+    assert told.value.retry_after_s == 2
+    scheduler.submit(Task("d"), 0.1)
+    with pytest.raises(Overloaded, match="4 requests wait"):
+        scheduler.submit(Task("e"), 0.1)
+    bench.go.set()
+
+    assert [job.future.result(SOON_S) for job in jobs] == ["first", "a", "b"]
+    until(lambda: scheduler.in_flight == 0)
+    assert scheduler.submit(Task("huge"), 100.0).future.result(SOON_S) == "huge", "an idle server takes what it can"
+
+
+def test_what_is_late_is_given_up(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    scheduler = make()
+    held(scheduler)
+    late = scheduler.submit(Task("late"), 0.1, timeout_s=0.01)
+    time.sleep(0.02)
+    bench.go.set()
+
+    with pytest.raises(DeadlineExceeded, match="no answer within the time allowed; ask for fewer"):
+        late.future.result(SOON_S)
+    assert bench.told == ["first 0"]
+
+
+def test_what_becomes_late_stops_at_its_next_step(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    scheduler, bench.step_s = make(), 0.01
+    bench.go.set()
+    job = scheduler.submit(Task("long", None, steps=1000), 10.0, timeout_s=0.1)
+
+    with pytest.raises(DeadlineExceeded, match="no answer within the time allowed"):
+        job.future.result(SOON_S)
+    assert len(bench.told) < 100
+
+
+async def _drained(scheduler: Scheduler[str], timeout_s: float) -> None:
+    await scheduler.drain(timeout_s)
+
+
+def test_a_drain_finishes_what_was_accepted_and_takes_nothing_new(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    import asyncio
+
+    scheduler = make()
+    jobs = held(scheduler, Task("a", "1"), Task("b", "2"))
+    scheduler.close()
+    with pytest.raises(Draining, match="the server is stopping"):
+        scheduler.submit(Task("c"), 0.1)
+    bench.go.set()
+    asyncio.run(_drained(scheduler, SOON_S))
+
+    assert [job.future.result(0) for job in jobs] == ["first", "a", "b"]
+
+
+def test_a_drain_that_takes_too_long_tells_those_who_wait(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    import asyncio
+
+    scheduler = make()
+    _, waiting = held(scheduler, Task("a", "1"))
+    asyncio.run(_drained(scheduler, 0.05))
+
+    with pytest.raises(Draining, match="the server has ended; ask another one"):
+        waiting.future.result(0)
+
+
+def test_a_thread_that_does_not_move_is_told(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    scheduler = make()
+    assert scheduler.stalled_s == 0
+    held(scheduler)
+    time.sleep(0.05)
+    assert scheduler.stalled_s > 0.04
+    bench.go.set()
+    until(lambda: scheduler.in_flight == 0)
+    assert scheduler.stalled_s == 0
