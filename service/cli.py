@@ -70,12 +70,22 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on; 8000 if left out.")] = None,
     device: Annotated[str | None, typer.Option(help="Where networks run: cpu, cuda, cuda:1, …")] = None,
     root_path: Annotated[str | None, typer.Option(help="Path that a proxy in front strips.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that serve; 1 if left out.")] = None,
 ) -> None:
-    """Serve a folder of models over HTTP; other settings come from THINNET_… in the environment."""
-    from service.api.server import run
+    """Serve a folder of models over HTTP; other settings come from THINNET_… in the environment.
 
-    given = {"models": models, "host": host, "port": port, "device": device, "root_path": root_path}
-    run(_settings({key: value for key, value in given.items() if value is not None}))
+    Exit codes: 0 after SIGTERM or SIGINT, once what was accepted is answered; 1 where it cannot start; 128 and the
+    signal's number after a second SIGTERM or SIGINT, which ends at once. SIGHUP reads the models again.
+    """
+    from service.start import prepared
+
+    given = {"models": models, "host": host, "port": port, "device": device, "root_path": root_path, "workers": workers}
+    settings = _settings({key: value for key, value in given.items() if value is not None})
+    with prepared():
+        from service.api.server import run  # only now: signals and threads are settled before torch is imported
+
+        code = run(settings)
+    raise typer.Exit(code)
 
 
 def _settings(given: dict[str, Any]) -> Settings:

@@ -5,6 +5,7 @@ It does not know files' formats, the wire, or who else is being served.
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -27,7 +28,7 @@ from service.graph.layout import note_layouts
 from service.graph.precision import FLOAT32
 from service.graph.program import drop_traces, plain_outputs
 from service.graph.signature import described_inputs, described_outputs
-from service.plan import Override, Plan, choose_passes, fitting, make_plan
+from service.plan import Override, Plan, choose_passes, fitting, fixed_passes, make_plan
 from service.prediction import Prediction
 from service.quantities import known_noise
 from service.question import Question, finished, together
@@ -207,6 +208,12 @@ class Predictor:
         run.check_samples(part)
         noise = {output.name: "known" if known_noise(output) else "unknown" for output in self.outputs}
         return Question(run, part, noise, notes)
+
+    def warm_up(self) -> None:
+        """Run passes of the default plan, where it has any, so that the first call finds all prepared."""
+        with suppress(BadRequest):  # as trained it has nothing active, or the example is no input: a call will say so
+            fixed = fixed_passes(make_plan(self.sites, self.variant, None, None))
+            self.predict(self._captured.example, passes=fixed or 2)
 
     @property
     def passes(self) -> int:

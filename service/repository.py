@@ -1,20 +1,21 @@
-"""The models that are served: a folder of model folders, read once at the start; it does not know HTTP.
+"""The models that are served: a folder of model folders, read at the start and when told to; it does not know HTTP.
 
-Names and versions are looked up among those found then; a request's text never becomes a path. A model that cannot be
-served leaves the others standing and answers with its reason.
+Names and versions are looked up among those found then; a request's text never becomes a path. What cannot be served
+leaves the rest standing and answers with its reason: a broken version leaves the one below it, and what was served
+before a second reading goes on where the new state of the folder cannot be.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import torch
 
-from service.errors import BadRequest, InvalidModelFolder, ModelNotFound, NotReady, ThinnetError, VersionNotFound
+from service.errors import InvalidModelFolder, ModelNotFound, NotReady, ThinnetError, VersionNotFound
 from service.folder import MAX_TEXT_BYTES, MODEL_NAME, Card, find_versions, read_card
 from service.predictor import Predictor
 
@@ -31,39 +32,58 @@ class Version:
     lock: Lock = field(default_factory=Lock)
 
 
+def _nothing() -> None: ...
+
+
 class Repository:
-    """The models of a folder; the highest version of each is loaded at the start, others when first asked for.
+    """The models of a folder, each with the versions that can be asked for.
 
     Args:
         folder: A folder of model folders, or a single model folder.
         device: Where networks run.
+        versions_kept: How many versions of each model are loaded, the highest ones, now; others are refused. None loads
+            the highest now and others when first asked for.
 
     Attributes:
         faults: Why a model cannot be served, by its name.
+        version_faults: Why a version cannot be served though its model is, by the model's name and the version.
 
     Raises:
         InvalidModelFolder: The folder is not there, or nothing in it can be served.
     """
 
-    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
-        self._device = check_device(device)
+    def __init__(self, folder: Path, device: torch.device | str = "cpu", versions_kept: int | None = None) -> None:
+        self._folder, self._device, self._kept = folder, check_device(device), versions_kept
         self._models: dict[str, dict[int, Version]] = {}
+        self._unloaded: dict[str, set[int]] = {}
         self.faults: dict[str, str] = {}
-        for home in _model_folders(folder):
-            self._read(home)
-        if not any(self._models.values()):
-            reasons = "; ".join(self.faults.values()) or "it has no model folder with a model.toml"
-            raise InvalidModelFolder(f"nothing in {folder} can be served: {reasons}")
+        self.version_faults: dict[str, dict[int, str]] = {}
+        self._read_all({}, _nothing)
+
+    def reload(self, pause: Callable[[], None] = _nothing) -> "Repository":
+        """Read the folder again; networks that are the same, by checksum and signature, are kept and not loaded again.
+
+        Args:
+            pause: Called before each model.
+
+        Raises:
+            InvalidModelFolder: The folder is not there, or nothing in it can be served.
+        """
+        new = copy(self)
+        new._models, new._unloaded, new.faults, new.version_faults = {}, {}, {}, {}
+        new._read_all(self._models, pause)
+        return new
 
     def names(self) -> list[str]:
         """Return the names of the models that are served, in order."""
         return sorted(self._models)
 
     def versions(self, name: str) -> list[int]:
-        """Return a model's versions, lowest first.
+        """Return the versions of a model that can be asked for, lowest first.
 
         Raises:
             ModelNotFound: No model has this name.
+            NotReady: It is there and cannot be served.
         """
         return sorted(self._model(name))
 
@@ -112,28 +132,83 @@ class Repository:
         Raises:
             ModelNotFound: There are several.
         """
-        if len(self._models) > 1:
-            raise ModelNotFound(f"several models are served, name one in `model`: {', '.join(self.names())}")
-        return self.names()[0]
+        names = sorted(self._models.keys() | self.faults.keys())
+        if len(names) > 1:
+            raise ModelNotFound(f"several models are served, name one in `model`: {', '.join(names)}")
+        return names[0]
 
-    def _read(self, home: Path) -> None:
+    def _read_all(self, before: Mapping[str, dict[int, Version]], pause: Callable[[], None]) -> None:
+        for home in _model_folders(self._folder):
+            pause()
+            self._read(home, before.get(home.name, {}))
+        if not self._models:
+            reasons = "; ".join(self.faults.values()) or "it has no model folder with a model.toml"
+            raise InvalidModelFolder(f"nothing in {self._folder} can be served: {reasons}")
+
+    def _read(self, home: Path, before: Mapping[int, Version]) -> None:
+        """Read one model's folder; `before` is what was served of it until now."""
+        name, faults = home.name, self.version_faults.setdefault(home.name, {})
         try:
-            entries = {version: Version(read_card(home, version)) for version in find_versions(home)}
-            newest = entries[read_card(home).version]
+            numbers = find_versions(home)
+            if not numbers:
+                read_card(home)  # says what is missing
         except ThinnetError as error:
-            self.faults[home.name] = str(error)
+            numbers, faults[0] = (), str(error)
+        chosen: dict[int, Version] = {}
+        for number in reversed(numbers):
+            if len(chosen) >= (self._kept or 1):
+                break
+            entry = self._entry(home, number, before.get(number), faults)
+            if entry is not None:
+                chosen[number] = entry
+        if not chosen:
+            chosen = {number: entry for number, entry in before.items() if entry.predictor is not None}
+        if chosen:
+            self._models[name] = chosen
+            self._note_others(home, set(numbers) - chosen.keys() - faults.keys())
+        else:
+            self.faults[name] = "; ".join(faults.values())
+        if not (chosen and faults):
+            del self.version_faults[name]
+
+    def _entry(self, home: Path, number: int, before: Version | None, faults: dict[int, str]) -> Version | None:
+        """Return a version with its predictor; the one from before where it cannot be read again, None without one."""
+        entry, fault = None, None
+        try:
+            entry = Version(read_card(home, number))
+        except ThinnetError as error:
+            fault = str(error)
+        if entry is not None:
+            if before is not None and _same_network(before.card, entry.card):
+                entry.predictor = before.predictor
+            fault = self._load(entry) if entry.predictor is None else None
+        if fault is None:
+            return entry
+        faults[number] = fault
+        return before if before is not None and before.predictor is not None else None
+
+    def _note_others(self, home: Path, numbers: set[int]) -> None:
+        """Say of versions that are not loaded whether they will be when asked for."""
+        if self._kept is not None:
+            self._unloaded[home.name] = numbers
             return
-        self._load(newest)
-        if newest.fault is not None:
-            self.faults[home.name] = newest.fault
-        self._models[home.name] = entries
+        for number in numbers:
+            try:
+                self._models[home.name][number] = Version(read_card(home, number))
+            except ThinnetError as error:
+                self.version_faults.setdefault(home.name, {})[number] = str(error)
 
-    def _load(self, entry: Version) -> None:
+    def _load(self, entry: Version) -> str | None:
+        """Load a version, or return why it cannot be."""
         try:
-            entry.predictor = Predictor.load(entry.card.program.parents[1], entry.card.version, self._device)
-            warm_up(entry.predictor)
+            predictor = Predictor.load(entry.card.program.parents[1], entry.card.version, self._device)
+            predictor.warm_up()
+            entry.predictor = predictor
         except ThinnetError as error:
-            entry.predictor, entry.fault = None, str(error)
+            entry.fault = str(error)
+        except RuntimeError as error:
+            entry.fault = f"its first passes fail: {str(error).splitlines()[0]}"
+        return entry.fault
 
     def _model(self, name: str) -> dict[int, Version]:
         if name in self._models:
@@ -149,8 +224,21 @@ class Repository:
         for number, entry in entries.items():
             if str(number) == str(version):
                 return entry
+        for number, fault in self.version_faults.get(name, {}).items():
+            if str(number) == str(version):
+                raise NotReady(f"model {name!r}, version {number}, cannot be served: {fault}")
         known = ", ".join(map(str, sorted(entries)))
+        if any(str(number) == str(version) for number in self._unloaded.get(name, ())):
+            raise VersionNotFound(
+                f"model {name!r}, version {version}, is not loaded: the {self._kept} highest are, here {known}; "
+                "ask for one of them, or serve with a higher versions_kept"
+            )
         raise VersionNotFound(f"model {name!r} has no version {str(version)[:20]!r}; it has {known}")
+
+
+def _same_network(one: Card, other: Card) -> bool:
+    """Whether a predictor of one card answers for the other: all but what people are told is the same."""
+    return replace(one, versions=(), description="", score={}) == replace(other, versions=(), description="", score={})
 
 
 def _model_folders(folder: Path) -> Iterator[Path]:
@@ -181,9 +269,3 @@ def check_device(device: torch.device | str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise NotReady(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}; try cpu") from None
     return found
-
-
-def warm_up(predictor: Predictor) -> None:
-    """Run the default plan once, where it has active sites, so that the first request finds it compiled."""
-    with suppress(BadRequest):  # as trained it has nothing active: the request will say so
-        predictor.mode()

@@ -37,3 +37,13 @@ class Settings(BaseSettings):
     memory_bytes: Annotated[int, Field(description="what one request may hold in its passes (bytes)", ge=_MIB)] = (
         1024 * _MIB
     )
+    workers: Annotated[int, Field(description="processes that serve; they share the models' memory", ge=1, le=256)] = 1
+    threads: Annotated[
+        int,
+        Field(description="threads that compute in each worker; 0: its share of the usable processors", ge=0, le=1024),
+    ] = 0
+    drain_s: Annotated[
+        float, Field(description="longest end after SIGTERM, and of workers with old models (s)", gt=0)
+    ] = 30.0
+    stall_s: Annotated[float, Field(description="a worker without progress for this long is replaced (s)", ge=1)] = 60.0
+    versions_kept: Annotated[int, Field(description="versions of a model that are loaded, the highest", ge=1)] = 2

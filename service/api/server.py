@@ -1,33 +1,121 @@
-"""Start a server and say what it serves; it does not know routes."""
+"""Start a server and say what it serves; it does not know routes, nor how processes are kept.
 
+On the CPU the models are read once, before there are workers: what was read, prepared and packed is the same memory in
+all of them. A GPU cannot be used on both sides of a fork, so there the only worker reads them itself.
+"""
+
+import logging
+import os
 import socket
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+import torch
 import uvicorn
+from prometheus_client.multiprocess import mark_process_dead
 
 from service import __version__
 from service.api.app import create_app
+from service.api.heartbeats import Heartbeats, Pulse
+from service.api.supervisor import Supervisor
+from service.api.worker import BACKLOG, Worker
+from service.errors import NotReady
 from service.folder import Card
 from service.predictor import Predictor
 from service.repository import EXAMPLE, Repository
 from service.settings import Settings
 from service.signature import Input, Output
+from service.start import METRICS
+from service.threads import threads_each
+
+_log = logging.getLogger("thinnet")
 
 
-def run(settings: Settings) -> None:
-    """Bind, load the models, print what is served, and serve until told to stop.
+def run(settings: Settings) -> int:
+    """Bind, load the models, print what is served, serve until told to stop, and return the exit code.
 
     Raises:
         InvalidModelFolder: No model can be served.
-        NotReady: There is no such device.
+        NotReady: There is no such device, or it takes one worker only.
     """
-    config = uvicorn.Config("unused", settings.host, settings.port, root_path=settings.root_path, log_level="warning")
-    with config.bind_socket() as listener:  # before loading: a port in use is told at once
+    forks = settings.device.split(":")[0] == "cpu"
+    if settings.workers > 1 and not forks:
+        raise NotReady(f"workers = {settings.workers} cannot share the device {settings.device!r}; serve with 1 worker")
+    torch.set_num_threads(1)  # a pool of threads would not be there after a fork
+    with _config(settings).bind_socket() as listener:  # before loading: a port in use is told at once
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # no waiting for an ACK
-        repository = Repository(settings.models, settings.device)
-        config.app = create_app(settings, repository)
-        listener.listen(config.backlog)  # what is printed next can be called at once
-        print(banner(repository, _address(settings, listener), settings), flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+        repository = Repository(settings.models, settings.device, settings.versions_kept) if forks else None
+        listener.listen(BACKLOG)
+        table = Heartbeats(settings.workers, settings.stall_s)
+        job = Models(settings, listener, repository)
+        return Supervisor(job, table, settings.drain_s, settings.stall_s).run()
+
+
+@dataclass(frozen=True)
+class Models:
+    """What a generation of workers serves.
+
+    Attributes:
+        settings: What the server is told.
+        listener: Where it listens.
+        repository: The models; None where each worker reads its own.
+    """
+
+    settings: Settings
+    listener: socket.socket
+    repository: Repository | None
+
+    def __call__(self, pulse: Pulse) -> None:
+        """Serve, in a worker."""
+        settings, repository = self.settings, self.repository
+        torch.set_num_threads(threads_each(settings.workers, settings.threads))
+        if repository is None:
+            repository = Repository(settings.models, settings.device, settings.versions_kept)
+            _tell(repository)
+            if not pulse.table.told:
+                pulse.table.told = True
+                print(banner(repository, _address(settings, self.listener), settings), flush=True)
+        app = create_app(settings, repository)
+        app.state.workers = pulse.table
+        config = _config(settings)
+        config.app = app
+        Worker(config, app.state.serving.scheduler, pulse, settings.drain_s).run([self.listener])
+
+    def renewed(self, pause: Callable[[], None]) -> "Models":
+        """Return the folder's models as they are now."""
+        if self.repository is None:
+            return self
+        repository = self.repository.reload(pause)
+        _tell(repository)
+        return replace(self, repository=repository)
+
+    def started(self) -> None:
+        """Say what is served and how to call it."""
+        if self.repository is not None:
+            print(banner(self.repository, _address(self.settings, self.listener), self.settings), flush=True)
+
+    def ended(self) -> None:
+        """Listen no more: when the last worker does not either, the kernel refuses connections."""
+        self.listener.close()
+
+    def lost(self, pid: int) -> None:
+        """Forget the gauges of a process that is no more."""
+        if os.environ.get(METRICS):
+            mark_process_dead(pid)  # type: ignore[no-untyped-call] # the library's own gap
+
+
+def _config(settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        "unused", settings.host, settings.port, root_path=settings.root_path, log_level="warning", backlog=1
+    )
+
+
+def _tell(repository: Repository) -> None:
+    for name, fault in repository.faults.items():
+        _log.error("model %s is not served: %s", name, fault)
+    for name, faults in repository.version_faults.items():
+        for fault in faults.values():
+            _log.error("model %s goes on with version %s: %s", name, repository.card(name).version, fault)
 
 
 def banner(repository: Repository, address: str, settings: Settings) -> str:

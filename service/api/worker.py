@@ -1,0 +1,135 @@
+"""One process that serves: its event loop, its heart-beat and its end; it does not know what is asked of it.
+
+Told to end, it takes the connections that wait, answers every request that it has or that comes on an open connection
+with `Connection: close`, and is gone when the last connection is. SIGTERM also closes the scheduler, which refuses new
+work; SIGUSR1 does not: others serve by then, and a client who still has a connection here should not notice.
+"""
+
+import asyncio
+import os
+import select
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.heartbeats import Pulse, State
+from service.api.supervisor import RETIRE
+from service.scheduler import Scheduler
+
+BACKLOG = 2048
+_BEAT_S, _LOOK_S, _IDLE_S, _MOST_WAITING = 0.25, 0.02, 0.5, 4 * BACKLOG
+_MARGIN = 0.9  # of drain_s: the rest is the supervisor's
+
+
+class Worker(uvicorn.Server):
+    """A uvicorn server that beats, and ends without losing what it accepted.
+
+    Args:
+        config: What uvicorn is told; its app is wrapped.
+        scheduler: What computes.
+        pulse: Where it says how it is.
+        drain_s: How long it may take to end.
+    """
+
+    def __init__(self, config: uvicorn.Config, scheduler: Scheduler[Any], pulse: Pulse, drain_s: float) -> None:
+        config.app = self._closing(config.app)  # type: ignore[arg-type] # not a name of one
+        super().__init__(config)
+        self._scheduler, self._pulse, self._drain_s = scheduler, pulse, drain_s
+        self._refuses = asyncio.Event()
+        self._parent = os.getppid()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Heed what the supervisor sends; what a terminal sends to all is the supervisor's."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        loop.add_signal_handler(signal.SIGTERM, self._end, True)
+        loop.add_signal_handler(RETIRE, self._end, False)
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say so."""
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(BACKLOG)  # asyncio takes one at a time, so that workers share; the kernel holds the others
+        self._beats = asyncio.create_task(self._beat())
+        self._pulse.mark(State.READY)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End within the time there is: stop listening, answer, close."""
+        self._pulse.mark(State.DRAINING)
+        deadline = asyncio.get_running_loop().time() + self._drain_s * _MARGIN
+        if self._refuses.is_set():
+            await self._take_waiting(sockets or [])
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        refusing = asyncio.create_task(self._refuse(deadline))
+        await self._let_go(deadline)
+        refusing.cancel()
+        await self.lifespan.shutdown()
+        self._beats.cancel()
+
+    def _end(self, refuses: bool) -> None:
+        self.should_exit = True
+        if refuses:
+            self._refuses.set()
+
+    async def _beat(self) -> None:
+        while True:
+            self._pulse.beat(self._scheduler.stalled_s)
+            if os.getppid() != self._parent:
+                self._end(True)  # nobody is left who would
+            await asyncio.sleep(_BEAT_S)
+
+    async def _take_waiting(self, listeners: list[socket.socket]) -> None:
+        """Accept what the kernel has accepted: whoever waits there would be cut off."""
+        waiting = select.poll()
+        for listener in listeners:
+            waiting.register(listener, select.POLLIN)
+        for _ in range(_MOST_WAITING):
+            if not waiting.poll(0):
+                break
+            await asyncio.sleep(0)
+
+    async def _refuse(self, deadline: float) -> None:
+        await self._refuses.wait()
+        await self._scheduler.drain(max(0.0, deadline - asyncio.get_running_loop().time()))
+
+    async def _let_go(self, deadline: float) -> None:
+        """Wait until every connection is closed, closing those that stay idle."""
+        loop, state = asyncio.get_running_loop(), self.server_state
+        began = loop.time()
+        await asyncio.sleep(_LOOK_S)  # what was accepted last has no protocol yet
+        while state.connections or state.tasks:
+            if loop.time() > deadline:
+                for task in state.tasks:
+                    task.cancel()
+                return
+            patience_s = _IDLE_S if self._refuses.is_set() else self.config.timeout_keep_alive
+            if loop.time() > began + patience_s:
+                self._close_idle()
+            await asyncio.sleep(_LOOK_S)
+
+    def _close_idle(self) -> None:
+        for connection in list(self.server_state.connections):
+            if not connection.transport.is_closing():
+                connection.shutdown()
+
+    def _closing(self, app: ASGIApp) -> ASGIApp:
+        async def closing(scope: Scope, receive: Receive, send: Send) -> None:
+            async def sending(message: Message) -> None:
+                if self.should_exit and message["type"] == "http.response.start":
+                    message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+                await send(message)
+
+            await app(scope, receive, sending if scope["type"] == "http" else send)
+
+        return closing

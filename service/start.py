@@ -1,0 +1,63 @@
+"""What a server does before torch and the metrics library are imported: signals, environment, a folder for metrics.
+
+It imports neither, and does not know what is served.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
+from types import FrameType
+
+from service.errors import NotReady
+from service.threads import prepare_environment
+
+METRICS = "PROMETHEUS_MULTIPROC_DIR"
+_MEMORY = Path("/dev/shm")  # a full disk must not end a process that counts in a mapped file
+
+
+@contextmanager
+def prepared() -> Iterator[None]:
+    """Hold what the processes of one server share; a signal to end, before there are workers, ends at once with code 0.
+
+    Raises:
+        NotReady: There is no place for the metrics.
+    """
+    prepare_environment()
+    with _metrics_folder() as made:
+        _end_on_signals(made)
+        yield
+
+
+@contextmanager
+def _metrics_folder() -> Iterator[Path | None]:
+    """Make the folder in which processes add up their metrics, unless the environment names one."""
+    if os.environ.get(METRICS):
+        yield None
+        return
+    try:
+        made = Path(mkdtemp(prefix=f"thinnet-{os.getpid()}-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None))
+    except OSError as error:
+        raise NotReady(
+            f"no folder for metrics can be made: {error.strerror}; mount a writable /tmp, or name one in {METRICS}"
+        ) from None
+    os.environ[METRICS] = str(made)
+    try:
+        yield made
+    finally:
+        os.environ.pop(METRICS, None)
+        rmtree(made, ignore_errors=True)
+
+
+def _end_on_signals(made: Path | None) -> None:
+    def end(number: int, frame: FrameType | None) -> None:
+        if made is not None:
+            rmtree(made, ignore_errors=True)
+        os._exit(0)  # nothing was accepted yet, and an exception could be lost inside an import
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the models are being read anyway
