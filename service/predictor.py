@@ -23,7 +23,7 @@ from service.graph.archive import load_program
 from service.graph.candidates import drop_entangled
 from service.graph.capture import Captured, Example, capture, from_program
 from service.graph.compiled import Compiled, couples_rows
-from service.graph.layout import note_layouts
+from service.graph.layout import note_layouts, with_rows
 from service.graph.precision import FLOAT32
 from service.graph.program import drop_traces, plain_outputs
 from service.graph.signature import described_inputs, described_outputs
@@ -259,6 +259,14 @@ class Predictor:
         program = plain_outputs(self._captured.exported, self._captured.program)
         drop_traces(program)
         return write_folder(Path(folder), program, sheet, version)
+
+    def warm_up(self) -> None:
+        """Predict a row of the example as a call that names nothing would: such a call then compiles nothing.
+
+        Raises:
+            InvalidPlan: Nothing would be random.
+        """
+        self.predict(tuple(with_rows(each, 1) for each in self._captured.example))
 
     def mode(self, scope: str = "pass", **plan: Any) -> str:
         """Return how the passes of a plan run together: folded, vmapped or looped."""

@@ -14,7 +14,15 @@ from typing import Any
 
 import torch
 
-from service.errors import BadRequest, InvalidModelFolder, ModelNotFound, NotReady, ThinnetError, VersionNotFound
+from service.errors import (
+    BadRequest,
+    InvalidModelFolder,
+    ModelFault,
+    ModelNotFound,
+    NotReady,
+    ThinnetError,
+    VersionNotFound,
+)
 from service.folder import MAX_TEXT_BYTES, MODEL_NAME, Card, find_versions, read_card
 from service.predictor import Predictor
 
@@ -176,6 +184,13 @@ def check_device(device: torch.device | str) -> torch.device:
 
 
 def warm_up(predictor: Predictor) -> None:
-    """Run the default plan once, where it has active sites, so that the first request finds it compiled."""
+    """Run the default plan's passes once, where it has active sites, so that the first request finds all compiled.
+
+    Raises:
+        ModelFault: They fail.
+    """
     with suppress(BadRequest):  # as trained it has nothing active: the request will say so
-        predictor.mode()
+        try:
+            predictor.warm_up()
+        except RuntimeError as error:  # torch's own
+            raise ModelFault(f"its passes fail on its own example: {str(error).splitlines()[0]}") from error

@@ -6,6 +6,7 @@ import torch
 from fastapi import APIRouter, Depends, Request, Response
 
 from service import __version__
+from service.api import ops
 from service.api.bodies import json_answer, read_body
 from service.api.infer import (
     HEADER_LENGTH,
@@ -14,6 +15,7 @@ from service.api.infer import (
     to_predict_request,
     write_inference,
 )
+from service.api.observed import tell
 from service.api.predict import ERRORS
 from service.api.serving import Serving, serving_of
 from service.api.tensors import datatype_of
@@ -26,20 +28,8 @@ ServingHere = Annotated[Serving, Depends(serving_of)]
 PLATFORM = "pytorch_thinnet"
 
 
-@router.get("/health/live", summary="Is the server running")
-async def live() -> Response:
-    """Answer `{"live": true}` while the server runs."""
-    return json_answer({"live": True})
-
-
-@router.get("/health/ready", summary="Is every model ready", responses={503: ERRORS[503]})
-async def ready(serving: ServingHere) -> Response:
-    """Answer `{"ready": true}`, or 503 with the reason where a model cannot be served."""
-    faults = serving.repository.faults
-    if faults:
-        told = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
-        return json_answer({"ready": False, "error": told}, 503)
-    return json_answer({"ready": True})
+router.add_api_route("/health/live", ops.live, summary="Is the server running")
+router.add_api_route("/health/ready", ops.ready, summary="Is every model ready", responses={503: ERRORS[503]})
 
 
 @router.get("", summary="What this server is")
@@ -90,14 +80,15 @@ async def infer(request: Request, serving: ServingHere, model: str, version: str
     Tensors travel as JSON or as raw bytes behind it, both ways.
     """
     body = await read_body(request, serving.settings.max_body_bytes)
-    return await serving.run(_infer, serving, body, request.headers.get(HEADER_LENGTH), model, version)
+    return await serving.run(_infer, serving, request, body, model, version)
 
 
-def _infer(serving: Serving, body: bytes, header_length: str | None, model: str, version: str | None) -> Response:
+def _infer(serving: Serving, request: Request, body: bytes, model: str, version: str | None) -> Response:
     card, predictor = serving.find(PredictRequest(model=model, version=version, inputs=None))
-    inference = read_inference(body, header_length, predictor.inputs)
+    inference = read_inference(body, request.headers.get(HEADER_LENGTH), predictor.inputs)
     asked = to_predict_request(inference, model, version)
     prediction = serving.predict(predictor, asked, inference.tensors)
+    tell(request, card.name, prediction)
     return write_inference(inference, card.name, card.version, predictor.outputs, prediction)
 
 

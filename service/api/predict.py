@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from service.answer import answer
 from service.api.bodies import json_answer, read_body
+from service.api.observed import tell
 from service.api.serving import Serving, serving_of
 from service.catalogue import describe_variants
 from service.wire import Error, PredictResponse, arrays_from_json, parse_json, parse_request
@@ -30,14 +31,15 @@ async def predict(request: Request, serving: ServingHere) -> Response:
     mean and variance are no prediction interval for the target.
     """
     body = await read_body(request, serving.settings.max_body_bytes)
-    return json_answer(await serving.run(_predict, serving, body))
+    return json_answer(await serving.run(_predict, serving, request, body))
 
 
-def _predict(serving: Serving, body: bytes) -> dict[str, Any]:
+def _predict(serving: Serving, request: Request, body: bytes) -> dict[str, Any]:
     asked = parse_request(parse_json(body))
     card, predictor = serving.find(asked)
     inputs = arrays_from_json(asked.inputs, [spec.name for spec in predictor.inputs])
     prediction = serving.predict(predictor, asked, inputs)
+    tell(request, card.name, prediction)
     return answer(card.name, card.version, predictor.outputs, prediction)
 
 

@@ -5,6 +5,7 @@ import socket
 import uvicorn
 
 from service import __version__
+from service.api import log
 from service.api.app import create_app
 from service.folder import Card
 from service.predictor import Predictor
@@ -20,7 +21,16 @@ def run(settings: Settings) -> None:
         InvalidModelFolder: No model can be served.
         NotReady: There is no such device.
     """
-    config = uvicorn.Config("unused", settings.host, settings.port, root_path=settings.root_path, log_level="warning")
+    log.configure(settings)
+    config = uvicorn.Config(
+        "unused",
+        settings.host,
+        settings.port,
+        root_path=settings.root_path,
+        log_level="warning",
+        log_config=None,
+        access_log=False,
+    )
     with config.bind_socket() as listener:  # before loading: a port in use is told at once
         repository = Repository(settings.models, settings.device)
         config.app = create_app(settings, repository)
