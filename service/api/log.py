@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from datetime import UTC, datetime
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, TextIO
 
 import orjson
@@ -18,7 +18,7 @@ import orjson
 from service.settings import Settings
 
 _MOST_WAITING = 10_000
-_MOST_TOGETHER = 256
+_GATHER_S = 0.05  # lines that come within it are written together: each wake takes time from requests
 _FLUSH_S = 2.0
 
 
@@ -86,34 +86,36 @@ class Writer(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Hand a record to the thread, or drop it where too many wait."""
-        if not self._thread.is_alive():  # after a fork
+        if self._process != os.getpid():  # a fork takes no thread along
             self._start()
-        if self._records.qsize() >= _MOST_WAITING:
+        if self._ending.is_set() or self._records.qsize() >= _MOST_WAITING:
             self.lost += 1
         else:
             self._records.put(record)
 
     def close(self) -> None:
         """Write what waits, for a moment at most, and end the thread."""
+        self._ending.set()
         self._records.put(None)
         self._thread.join(_FLUSH_S)
         super().close()
 
     def _start(self) -> None:
         self._records: SimpleQueue[logging.LogRecord | None] = SimpleQueue()
+        self._process, self._ending = os.getpid(), Event()
         self._thread = Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        records, is_open = self._records, True
-        while is_open:
-            together = [records.get()]
-            while together[-1] is not None and len(together) < _MOST_TOGETHER and not records.empty():
-                together.append(records.get())
-            is_open = together[-1] is not None
+        records, ending = self._records, self._ending
+        while (first := records.get()) is not None:
+            ending.wait(_GATHER_S)
+            together = [first, *(records.get() for _ in range(records.qsize()))]
             lines = [line for record in together if record is not None and (line := self._line(record)) is not None]
             if lines:
                 self._write("".join(lines).encode(errors="backslashreplace"), len(lines))
+            if together[-1] is None:
+                break
 
     def _line(self, record: logging.LogRecord) -> str | None:
         try:

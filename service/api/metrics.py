@@ -114,6 +114,7 @@ class Metrics:
         self._figures = {name: figure.made(name, self.registry) for name, figure in FIGURES.items()}
         if not is_shared():  # of several processes it would show the one that happens to answer
             ProcessCollector(registry=self.registry)
+        self._children: dict[tuple[str, ...], Counter | Gauge | Histogram] = {}
         self._reasons: set[str] = set()
         self._models: set[tuple[str, str]] = set()
         self._turn = count()
@@ -169,9 +170,9 @@ class Metrics:
 
     def gauge(self, name: str, value: float, *labels: str) -> None:
         """Set a gauge."""
-        figure = self._figures[name]
+        figure = self._child(name, *labels)
         assert isinstance(figure, Gauge)
-        (figure.labels(*labels) if labels else figure).set(value)
+        figure.set(value)
 
     def models(self, served: Iterable[tuple[str, str]]) -> None:
         """Tell which version of each model is served unasked."""
@@ -192,18 +193,25 @@ class Metrics:
         return encode(view), content_type
 
     def _add(self, name: str, amount: float, *labels: str) -> None:
-        figure = self._figures[name]
+        figure = self._child(name, *labels)
         assert isinstance(figure, Counter)
-        figure.labels(*labels).inc(amount)
+        figure.inc(amount)
 
     def _observe(self, name: str, values: Iterable[float], *labels: str) -> None:
         """Add values to a histogram; what is not finite is left out, and a sum never falls."""
-        figure = self._figures[name]
+        figure = self._child(name, *labels)
         assert isinstance(figure, Histogram)
-        child = figure.labels(*labels)
         for value in values:
             if isfinite(value):
-                child.observe(max(0.0, value))
+                figure.observe(max(0.0, value))
+
+    def _child(self, name: str, *labels: str) -> Counter | Gauge | Histogram:
+        """Return the metric of these labels; kept, since the library takes long to find it."""
+        key = (name, *labels)
+        if key not in self._children:
+            figure = self._figures[name]
+            self._children[key] = figure.labels(*labels) if labels else figure
+        return self._children[key]
 
     def _bounded(self, reason: str) -> str:
         """Return a reason that may be a label: a plain word, and no more of them than can be kept."""
@@ -222,7 +230,8 @@ def is_shared() -> bool:
 
 def _few(values: "Tensor", turn: int) -> list[float]:
     """Return a few values, evenly apart, others at each turn so that every column has its share."""
-    flat = values.reshape(-1)
-    step = max(1, -(-len(flat) // _SAMPLED))
-    few: list[float] = flat[turn % step :: step].tolist()
+    flat = values.numpy().ravel()
+    if (step := -(-len(flat) // _SAMPLED)) > 1:
+        flat = flat[turn % step :: step]
+    few: list[float] = flat.tolist()
     return few

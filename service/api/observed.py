@@ -5,10 +5,10 @@ Whoever answers a request may put into its state: `reason` (why it was answered 
 """
 
 import logging
+import os
 import re
 from time import perf_counter
 from typing import Any
-from uuid import uuid4
 
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -82,8 +82,10 @@ class Observed:
         self._metrics.request(route, status, reason, seconds)
         level = logging.DEBUG if route in PROBES and status < 400 else logging.INFO
         if _log.isEnabledFor(level):
-            told = exchange.told(route, status, reason, seconds)
-            _log.log(level, "%s %s %d", told["method"], route, status, extra={"fields": told})
+            named = exchange.scope["method"], route, status
+            record = logging.LogRecord(_log.name, level, __file__, 0, "%s %s %d", named, None)
+            record.fields = exchange.told(route, status, reason, seconds)
+            _log.handle(record)  # `log` would first look for the line that called it
 
 
 class _Exchange:
@@ -134,4 +136,4 @@ def _request_id(scope: Scope) -> str:
         if name == b"x-request-id" and _PLAIN_ID.fullmatch(value):
             given: str = value.decode()
             return given
-    return uuid4().hex
+    return os.urandom(16).hex()

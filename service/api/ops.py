@@ -25,7 +25,9 @@ from service.wire import Error
 _SAMPLE_S = 5.0
 _log = logging.getLogger("thinnet")
 _NOT_READY: dict[int | str, dict[str, Any]] = {503: {"model": Error, "description": "It is not; the message says why."}}
-_TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}, "description": "Prometheus's text."}}
+_TEXT: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}, "description": "Prometheus's text."}
+}
 
 
 class Load(Protocol):

@@ -5,6 +5,9 @@ import json
 import logging
 import os
 import re
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,8 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+import httpx2
 import pytest
 from fastapi import Request
+from served import listening
 from starlette.testclient import TestClient
 
 from service import Predictor
@@ -236,6 +241,30 @@ def until(holds: Any) -> None:
         time.sleep(0.01)
 
 
+def test_a_fork_goes_on_logging_and_a_closed_log_is_no_fault(tmp_path: Path) -> None:
+    script = """
+import logging, os, runpy
+from service.settings import Settings
+writer = runpy.run_path("service/api/log.py")["configure"](Settings())
+logging.getLogger("thinnet").error("parent")
+if child := os.fork():
+    os.waitpid(child, 0)
+else:
+    logging.getLogger("thinnet").error("child")
+    writer.close()
+    os._exit(0)
+writer.close()
+logging.getLogger("thinnet").error("after")
+print(writer.lost)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert sorted(json.loads(line)["message"] for line in done.stderr.splitlines()) == ["child", "parent"]
+    assert done.stdout == "1\n"
+
+
 def test_what_cannot_be_told_silences_nothing_else() -> None:
     class Untold:
         def __str__(self) -> str:
@@ -245,6 +274,41 @@ def test_what_cannot_be_told_silences_nothing_else() -> None:
         logging.getLogger("thinnet").error("lost", extra={"fields": {"lost": Untold()}})
         logging.getLogger("thinnet").error("told")
     assert [json.loads(line)["message"] for line in found] == ["told"]
+
+
+@pytest.mark.parametrize("sent", [b"", b'{"model": "line"'], ids=["no body", "half a body"])
+def test_a_caller_who_leaves_is_gone_and_no_fault(folder: Path, repository: Repository, sent: bytes) -> None:
+    app = create_app(Settings(models=folder), repository)
+    with lines() as found, listening(app) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as caller:
+            caller.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + sent)
+            time.sleep(0.2)
+        until(
+            lambda: (
+                'reason="client_gone",route="/predict",status="499"} 1.0'
+                in app.state.metrics.exposition("")[0].decode()
+            )
+        )
+    (line,) = map(json.loads, found)
+    assert (line["status"], line["reason"], line["bytes_in"]) == (499, "client_gone", len(sent))
+
+
+def test_a_server_logs_json_to_standard_error(folder: Path) -> None:
+    command = [sys.executable, "-m", "service.cli", "serve", str(folder), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stderr
+    try:
+        address = process.stdout.readline().split(" at ")[1].split(" ")[0]
+        answer = httpx2.get(f"{address}/variants", headers={"X-Request-ID": "mine"})
+        told = json.loads(process.stderr.readline())
+    finally:
+        process.terminate()
+        rest = process.communicate(timeout=20)[1]
+    assert answer.headers["x-request-id"] == told["request_id"] == "mine"
+    assert (told["route"], told["status"]) == ("/variants", 200)
+    assert "Traceback" not in rest
 
 
 def test_every_answer_tells_what_its_time_went_into(folder: Path, repository: Repository) -> None:

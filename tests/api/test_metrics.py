@@ -5,9 +5,11 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from math import nan
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import promql_parser
@@ -17,7 +19,7 @@ import yaml
 from scraped import parse, scrape, value
 from starlette.testclient import TestClient
 
-from service.api import create_app
+from service.api import create_app, ops
 from service.api.metrics import FIGURES, Metrics
 from service.prediction import Prediction
 from service.repository import Repository
@@ -168,6 +170,18 @@ def test_gauges_are_what_the_server_is_now(client: TestClient) -> None:
     assert value(found, "thinnet_resident_memory_bytes") > 1 << 20
     assert value(found, "thinnet_build_info", torch=torch.__version__) == 1
     assert value(found, "thinnet_model_info", model="line", version=2) == 1
+
+
+def test_gauges_are_kept_new_by_a_process_that_nobody_scrapes(
+    folder: Path, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "_SAMPLE_S", 0.01)
+    app = create_app(Settings(models=folder), repository)
+    with TestClient(app):
+        for closed, ready in ((False, 1), (True, 0), (False, 1)):
+            app.state.serving.scheduler = SimpleNamespace(in_flight=0, queued_cost_s=0, stalled_s=0, closed=closed)
+            time.sleep(0.2)
+            assert value(exposed(app.state.metrics), "thinnet_ready") == ready
 
 
 def test_a_version_that_is_served_no_more_is_0() -> None:

@@ -1,15 +1,12 @@
 """Behind a proxy that strips a prefix, every link and every answer is as without it."""
 
-import asyncio
 import re
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
-import uvicorn
+from served import listening
 
 from service.api import create_app
 from service.repository import Repository
@@ -22,19 +19,8 @@ PREFIX = "/models/uncertainty"
 def proxied(folder: Path) -> Iterator[httpx2.Client]:
     """A client of a server under a prefix, which a proxy would have taken off."""
     app = create_app(Settings(models=folder), Repository(folder))
-    config = uvicorn.Config(app, port=0, root_path=PREFIX, log_config=None, access_log=False)
-    with config.bind_socket() as listener:
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),))
-        thread.start()
-        deadline = time.monotonic() + 20
-        while not server.started:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        with httpx2.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
-            yield client
-        server.should_exit = True
-        thread.join(20)
+    with listening(app, PREFIX) as address, httpx2.Client(base_url=address) as client:
+        yield client
 
 
 def test_the_docs_find_the_document_and_the_document_the_server(proxied: httpx2.Client) -> None:
