@@ -4,8 +4,11 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
 from service import __version__
-from service.api import docs, faults, open_inference, predict
+from service.api import docs, faults, open_inference, ops, predict
+from service.api.metrics import Metrics
+from service.api.observed import Observed
 from service.api.serving import Serving
+from service.api.telemetry import telemetry
 from service.repository import Repository
 from service.settings import Settings
 
@@ -28,9 +31,17 @@ def create_app(settings: Settings | None = None, repository: Repository | None =
     """
     settings = settings or Settings()
     repository = repository or Repository(settings.models, settings.device)
-    app = FastAPI(title="thinnet", version=__version__, description=_DESCRIPTION, root_path=settings.root_path)
+    app = FastAPI(
+        title="thinnet",
+        version=__version__,
+        description=_DESCRIPTION,
+        telemetry=telemetry(settings),
+    )
+    app.state.metrics = Metrics()
     app.state.serving = Serving(settings, repository)
     faults.install(app)
+    app.add_middleware(Observed, metrics=app.state.metrics)  # the last one added is the outermost
+    app.include_router(ops.router)
     app.include_router(predict.router)
     app.include_router(open_inference.router)
     docs.install(app, repository)

@@ -15,6 +15,7 @@ import uvicorn
 from prometheus_client.multiprocess import mark_process_dead
 
 from service import __version__
+from service.api import log
 from service.api.app import create_app
 from service.api.heartbeats import Heartbeats, Pulse
 from service.api.supervisor import Supervisor
@@ -38,6 +39,7 @@ def run(settings: Settings) -> int:
         InvalidModelFolder: No model can be served.
         NotReady: There is no such device, or it takes one worker only.
     """
+    log.configure(settings)
     forks = settings.device.split(":")[0] == "cpu"
     if settings.workers > 1 and not forks:
         raise NotReady(f"workers = {settings.workers} cannot share the device {settings.device!r}; serve with 1 worker")
@@ -106,7 +108,14 @@ class Models:
 
 def _config(settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
-        "unused", settings.host, settings.port, root_path=settings.root_path, log_level="warning", backlog=1
+        "unused",
+        settings.host,
+        settings.port,
+        root_path=settings.root_path,
+        log_level="warning",
+        log_config=None,
+        access_log=False,
+        backlog=1,
     )
 
 

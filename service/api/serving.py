@@ -9,6 +9,7 @@ import anyio.to_thread
 from fastapi import Request, Response
 
 from service.api.bodies import json_answer
+from service.api.observed import tell
 from service.ask import Asked
 from service.costs import Costs
 from service.errors import BadRequest, DeadlineExceeded, TooLarge
@@ -94,6 +95,7 @@ class Serving:
         request.state.queue_s, request.state.compute_s = job.queue_s, job.compute_s
         if prediction is None:
             return Response(status_code=_LEFT)
+        tell(request, call.card.name, prediction)
         return await aside(call.is_small, call.write, prediction)
 
     def _asked(self, call: Call) -> Asked:

@@ -39,14 +39,25 @@ def cli() -> Iterator[str]:
 
 def routes() -> Iterator[str]:
     from service.api.open_inference import router as open_inference
+    from service.api.ops import router as operations
     from service.api.predict import router as ours
 
     yield "| route | what it answers |"
     yield "|---|---|"
-    for route in [*ours.routes, *open_inference.routes]:
+    for route in [*ours.routes, *operations.routes, *open_inference.routes]:
         if getattr(route, "include_in_schema", False):
             method = next(iter(route.methods))  # type: ignore[attr-defined] # an API route
             yield f"| `{method} {route.path}` | {route.summary} |"  # type: ignore[attr-defined] # the same
+
+
+def metrics() -> Iterator[str]:
+    from service.api.metrics import FIGURES
+
+    yield "| metric | kind | labels | what it is |"
+    yield "|---|---|---|---|"
+    for name, figure in FIGURES.items():
+        labels = ", ".join(f"`{label}`" for label in figure.labels) or "-"
+        yield f"| `{name}` | {figure.kind} | {labels} | {figure.help.replace('|', chr(92) + '|')} |"
 
 
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
@@ -54,6 +65,7 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "settings": settings,
     "commands": cli,
     "routes": routes,
+    "metrics": metrics,
 }
 
 
