@@ -38,7 +38,7 @@ def create_app(settings: Settings | None = None, repository: Repository | None =
         telemetry=telemetry(settings),
     )
     app.state.metrics = Metrics()
-    app.state.serving = Serving(settings, repository)
+    app.state.serving = Serving(settings, repository, app.state.metrics)
     faults.install(app)
     app.add_middleware(Observed, metrics=app.state.metrics)  # the last one added is the outermost
     app.include_router(ops.router)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from resource import getpagesize
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -28,28 +28,6 @@ _NOT_READY: dict[int | str, dict[str, Any]] = {503: {"model": Error, "descriptio
 _TEXT: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}, "description": "Prometheus's text."}
 }
-
-
-class Load(Protocol):
-    """What is looked at of a scheduler; where there is none, nothing waits.
-
-    Attributes:
-        in_flight: Requests accepted and not answered.
-        queued_cost_s: Estimated work accepted and not done.
-        stalled_s: How long there has been work and no progress.
-        closed: Whether new work is refused.
-    """
-
-    in_flight: int
-    queued_cost_s: float
-    stalled_s: float
-    closed: bool
-
-
-class _Idle:
-    in_flight = 0
-    queued_cost_s = stalled_s = 0.0
-    closed = False
 
 
 @asynccontextmanager
@@ -89,9 +67,9 @@ async def metrics(request: Request) -> Response:
 
 def why_not_ready(serving: Serving) -> list[str]:
     """Return every reason for which requests should go elsewhere."""
-    load = _load(serving)
+    load = serving.scheduler
     reasons = [f"{name}: {fault}" for name, fault in list(serving.repository.faults.items())]
-    reasons += [f"worker {worker} is dead; it is being replaced" for worker in _workers_dead(serving)]
+    reasons += serving.workers_dead()
     if load.closed:
         reasons.append("the server is draining; send requests to another one")
     if (stalled_s := load.stalled_s) > serving.settings.stall_s:
@@ -101,7 +79,7 @@ def why_not_ready(serving: Serving) -> list[str]:
 
 def sample(counted: Metrics, serving: Serving) -> None:
     """Set the gauges to what they are now."""
-    load, repository = _load(serving), serving.repository
+    load, repository = serving.scheduler, serving.repository
     counted.gauge("thinnet_in_flight", load.in_flight)
     counted.gauge("thinnet_queued_cost_seconds", load.queued_cost_s)
     counted.gauge("thinnet_stalled_seconds", load.stalled_s)
@@ -130,12 +108,3 @@ async def _keep_sampling(app: FastAPI) -> None:
         except Exception:
             _log.exception("the gauges could not be set")
         await asyncio.sleep(_SAMPLE_S)
-
-
-def _load(serving: Serving) -> Load:
-    return getattr(serving, "scheduler", None) or _Idle()
-
-
-def _workers_dead(serving: Serving) -> list[str]:
-    told = getattr(serving, "workers_dead", None)
-    return list(told()) if told is not None else []

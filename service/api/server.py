@@ -78,7 +78,7 @@ class Models:
                 pulse.table.told = True
                 print(banner(repository, _address(settings, self.listener), settings), flush=True)
         app = create_app(settings, repository)
-        app.state.workers = pulse.table
+        app.state.serving.workers_dead = pulse.table.workers_dead
         config = _config(settings)
         config.app = app
         Worker(config, app.state.serving.scheduler, pulse, settings.drain_s).run([self.listener])
