@@ -1,18 +1,21 @@
 """Every error as `{"error": "<what, where, cure>"}` with its status; it does not know what went wrong inside."""
 
 import logging
+import re
 from math import ceil
-from uuid import uuid4
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from service.api.bodies import json_answer
-from service.errors import ModelFault, ThinnetError, Unauthorized
+from service.api.envelope import request_id
+from service.errors import ModelFault, NotReady, ThinnetError, TooSlow, Unauthorized
 from service.wire import first_problem
 
 _log = logging.getLogger("thinnet")
+_FOLDERS = re.compile(r"(?<![\w.:/-])/(?:[^\s/:;,'\"()\[\]]+/)+")
 
 
 def install(app: FastAPI) -> None:
@@ -25,18 +28,33 @@ def install(app: FastAPI) -> None:
 
 def answer_to(error: ThinnetError) -> Response:
     """Return the answer to a fault that thinnet names."""
-    answer = json_answer({"error": str(error)}, error.status)
+    told = public(str(error)) if isinstance(error, (ModelFault, NotReady)) else str(error)
+    answer = json_answer({"error": told}, error.status)
     if error.retry_after_s is not None:
         answer.headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
     if isinstance(error, Unauthorized):
         answer.headers["WWW-Authenticate"] = 'Bearer realm="thinnet"'
+    if isinstance(error, TooSlow):
+        answer.headers["Connection"] = "close"  # the rest of the body is not waited for
     return answer
+
+
+def public(reason: str) -> str:
+    """Return why a model cannot be served without the folders that its file lies in."""
+    return _FOLDERS.sub("", reason)
+
+
+def internal_fault(scope: Scope, error: Exception) -> Response:
+    """Log what went wrong inside, and return an answer that tells only where to look."""
+    number = request_id(scope)
+    _log.error("%s %s: internal fault %s", scope["method"], scope["path"], number, exc_info=error)
+    return json_answer({"error": f"an internal fault; the server's log has it under {number}"}, 500)
 
 
 async def _ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, ThinnetError)
     if isinstance(error, ModelFault):
-        _log.error("%s %s: %s", request.method, request.url.path, error)
+        _log.error("%s %s: %s (%s)", request.method, request.url.path, error, request_id(request.scope))
     return answer_to(error)
 
 
@@ -61,6 +79,4 @@ async def _validation(request: Request, error: Exception) -> Response:
 
 
 async def _internal(request: Request, error: Exception) -> Response:
-    number = uuid4().hex
-    _log.error("%s %s: internal fault %s", request.method, request.url.path, number, exc_info=error)
-    return json_answer({"error": f"an internal fault; the server's log has it under {number}"}, 500)
+    return internal_fault(request.scope, error)

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from service import __version__
 from service.api.bodies import json_answer, read_body
+from service.api.faults import public
 from service.api.infer import (
     HEADER_LENGTH,
     known_tensors,
@@ -37,7 +38,7 @@ async def ready(serving: ServingHere) -> Response:
     """Answer `{"ready": true}`, or 503 with the reason where a model cannot be served."""
     faults = serving.repository.faults
     if faults:
-        told = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
+        told = public("; ".join(f"{name}: {fault}" for name, fault in faults.items()))
         return json_answer({"ready": False, "error": told}, 503)
     return json_answer({"ready": True})
 
@@ -95,7 +96,7 @@ async def infer(request: Request, serving: ServingHere, model: str, version: str
 
 def _infer(serving: Serving, body: bytes, header_length: str | None, model: str, version: str | None) -> Response:
     card, predictor = serving.find(PredictRequest(model=model, version=version, inputs=None))
-    inference = read_inference(body, header_length, predictor.inputs)
+    inference = read_inference(body, header_length, predictor.inputs, serving.settings.max_json_depth)
     asked = to_predict_request(inference, model, version)
     prediction = serving.predict(predictor, asked, inference.tensors)
     return write_inference(inference, card.name, card.version, predictor.outputs, prediction)

@@ -15,8 +15,16 @@ ServingHere = Annotated[Serving, Depends(serving_of)]
 ANSWERED: dict[int | str, dict[str, Any]] = {200: {"model": PredictResponse}}
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": Error, "description": "The request cannot be done; the message says what, where, and the cure."},
+    401: {"model": Error, "description": "No API key, or one that is not known."},
     404: {"model": Error, "description": "No such model or version."},
+    408: {"model": Error, "description": "The body did not arrive in time."},
     413: {"model": Error, "description": "Past a limit, which the message names."},
+    414: {"model": Error, "description": "Path and query are past their limit."},
+    429: {
+        "model": Error,
+        "description": "Past the key's share or the server's; `Retry-After` says when to ask again.",
+    },
+    431: {"model": Error, "description": "The headers are past their limit."},
     500: {"model": Error, "description": "An internal fault; the server's log has it."},
     503: {"model": Error, "description": "The model cannot be served now; the message says why."},
 }
@@ -34,7 +42,7 @@ async def predict(request: Request, serving: ServingHere) -> Response:
 
 
 def _predict(serving: Serving, body: bytes) -> dict[str, Any]:
-    asked = parse_request(parse_json(body))
+    asked = parse_request(parse_json(body, serving.settings.max_json_depth))
     card, predictor = serving.find(asked)
     inputs = arrays_from_json(asked.inputs, [spec.name for spec in predictor.inputs])
     prediction = serving.predict(predictor, asked, inputs)

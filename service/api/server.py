@@ -6,6 +6,8 @@ import uvicorn
 
 from service import __version__
 from service.api.app import create_app
+from service.api.connection import connection_options
+from service.api.exposure import keys_of
 from service.folder import Card
 from service.predictor import Predictor
 from service.repository import EXAMPLE, Repository
@@ -19,11 +21,20 @@ def run(settings: Settings) -> None:
     Raises:
         InvalidModelFolder: No model can be served.
         NotReady: There is no such device.
+        InvalidSettings: The keys cannot be read, or the address is public and there are none.
     """
-    config = uvicorn.Config("unused", settings.host, settings.port, root_path=settings.root_path, log_level="warning")
+    keys = keys_of(settings)
+    config = uvicorn.Config(
+        "unused",
+        settings.host,
+        settings.port,
+        root_path=settings.root_path,
+        log_level="warning",
+        **connection_options(settings),
+    )
     with config.bind_socket() as listener:  # before loading: a port in use is told at once
         repository = Repository(settings.models, settings.device)
-        config.app = create_app(settings, repository)
+        config.app = create_app(settings, repository, keys)
         listener.listen(config.backlog)  # what is printed next can be called at once
         print(banner(repository, _address(settings, listener), settings), flush=True)
         uvicorn.Server(config).run(sockets=[listener])
