@@ -102,10 +102,10 @@ async def _unpack(body: bytes, encoding: str, limit_bytes: int, hold: Hold) -> b
             if not packed:
                 packed, start = body[start : start + _STEP_BYTES], start + _STEP_BYTES
             piece = unpacker.decompress(packed, _PIECE_BYTES)
+            if len(plain) + len(piece) > limit_bytes:
+                raise TooLarge(_too_large(f"the {encoding} body unpacks to more", limit_bytes))
             hold.take(len(piece))
             plain += piece
-            if len(plain) > limit_bytes:
-                raise TooLarge(_too_large(f"the {encoding} body unpacks to more", limit_bytes))
             await asyncio.sleep(0)
     except zlib.error as error:
         raise BadRequest(f"the body is not {encoding}: {error}; pack it again, or leave Content-Encoding out") from None

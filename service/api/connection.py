@@ -4,6 +4,8 @@ What a request's own limits cannot see, since it has not come in whole: heads th
 """
 
 import asyncio
+import socket
+import struct
 from typing import Any, ClassVar
 
 import orjson
@@ -17,6 +19,7 @@ _STATUS = {
     429: b"429 Too Many Requests",
     431: b"431 Request Header Fields Too Large",
 }
+_AT_ONCE = struct.pack("ii", 1, 0)  # close without sending what is left
 _READ_BYTES = 256 * 1024  # what asyncio reads at once
 
 
@@ -104,6 +107,7 @@ class LimitedProtocol(H11Protocol):
 
     def _is_stalled(self, unread_bytes: int) -> None:
         if self.transport.get_write_buffer_size() >= unread_bytes:
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
             self.transport.abort()
         else:
             self._watch()
