@@ -22,6 +22,20 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(description="port to listen on", ge=0, le=65535)] = 8000
     root_path: Annotated[str, Field(description="path that a proxy in front strips", pattern=r"^(/[^/?#]+)*$")] = ""
     device: Annotated[str, Field(description="where networks run: cpu, cuda, cuda:1, …")] = "cpu"
+    keys_file: Annotated[
+        Path | None, Field(description="file of API keys, a line of `thinnet key` each; without one nobody needs a key")
+    ] = None
+    allow_anonymous: Annotated[bool, Field(description="serve a public address without keys")] = False
+    open_metrics: Annotated[bool, Field(description="answer /metrics without a key")] = False
+    max_requests: Annotated[int, Field(description="most requests at once, of one worker", ge=1)] = 256
+    max_connections: Annotated[int, Field(description="most connections at once, of one worker", ge=1)] = 1000
+    max_target_bytes: Annotated[int, Field(description="longest path and query (bytes)", ge=64)] = 4096
+    max_header_bytes: Annotated[int, Field(description="largest headers of one request (bytes)", ge=1024)] = 16384
+    header_timeout_s: Annotated[float, Field(description="time for a request's head to arrive (seconds)", gt=0)] = 10.0
+    body_timeout_s: Annotated[float, Field(description="time for a request's body to arrive (seconds)", gt=0)] = 60.0
+    write_timeout_s: Annotated[float, Field(description="time in which a caller reads nothing (seconds)", gt=0)] = 30.0
+    max_json_depth: Annotated[int, Field(description="deepest nesting of a JSON body", ge=8, le=512)] = 64
+    max_held_bytes: Annotated[int, Field(description="most bytes of bodies at once, of one worker", ge=1)] = 512 * _MIB
     max_body_bytes: Annotated[int, Field(description="largest request body, also once unpacked (bytes)", ge=1)] = (
         64 * _MIB
     )

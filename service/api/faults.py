@@ -4,7 +4,6 @@ import logging
 import re
 from functools import cache
 from math import ceil
-from uuid import uuid4
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -13,10 +12,12 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.bodies import json_answer
-from service.errors import ModelFault, ThinnetError, Unauthorized
+from service.api.envelope import request_id
+from service.errors import ModelFault, NotReady, ThinnetError, TooSlow, Unauthorized
 from service.wire import first_problem
 
 _log = logging.getLogger("thinnet")
+_FOLDERS = re.compile(r"(?<![\w.:/-])/(?:[^\s/:;,'\"()\[\]]+/)+")
 
 
 def install(app: FastAPI) -> None:
@@ -30,12 +31,27 @@ def install(app: FastAPI) -> None:
 
 def answer_to(error: ThinnetError) -> Response:
     """Return the answer to a fault that thinnet names."""
-    answer = json_answer({"error": str(error)}, error.status)
+    told = public(str(error)) if isinstance(error, (ModelFault, NotReady)) else str(error)
+    answer = json_answer({"error": told}, error.status)
     if error.retry_after_s is not None:
         answer.headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
     if isinstance(error, Unauthorized):
         answer.headers["WWW-Authenticate"] = 'Bearer realm="thinnet"'
+    if isinstance(error, TooSlow):
+        answer.headers["Connection"] = "close"  # the rest of the body is not waited for
     return answer
+
+
+def public(reason: str) -> str:
+    """Return why a model cannot be served without the folders that its file lies in."""
+    return _FOLDERS.sub("", reason)
+
+
+def internal_fault(scope: Scope, error: Exception) -> Response:
+    """Log what went wrong inside, and return an answer that tells only where to look."""
+    number = request_id(scope)
+    _log.error("%s %s: internal fault %s", scope["method"], scope["path"], number, exc_info=error)
+    return json_answer({"error": f"an internal fault; the server's log has it under {number}"}, 500)
 
 
 class Faults:
@@ -64,8 +80,7 @@ class Faults:
         except Exception as error:
             if begun or scope["type"] != "http":
                 raise
-            answer = await _internal(Request(scope), error)
-            await answer(scope, receive, send)
+            await internal_fault(scope, error)(scope, receive, send)
 
 
 @cache
@@ -78,7 +93,7 @@ async def _ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, ThinnetError)
     request.state.reason = reason_of(type(error).__name__)
     if isinstance(error, ModelFault):
-        _log.error("%s %s: %s", request.method, request.url.path, error)
+        _log.error("%s %s: %s (%s)", request.method, request.url.path, error, request_id(request.scope))
     return answer_to(error)
 
 
@@ -104,6 +119,4 @@ async def _validation(request: Request, error: Exception) -> Response:
 
 
 async def _internal(request: Request, error: Exception) -> Response:
-    number = getattr(request.state, "request_id", None) or uuid4().hex
-    _log.error("%s %s: internal fault %s", request.method, request.url.path, number, exc_info=error)
-    return json_answer({"error": f"an internal fault; the server's log has it under {number}"}, 500)
+    return internal_fault(request.scope, error)

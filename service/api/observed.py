@@ -1,26 +1,23 @@
-"""Middleware that names each request, times it, and tells metrics and log when it ends; it does not know routes.
+"""Middleware that times each request, and tells metrics and log when it ends; it does not know routes.
 
 Whoever answers a request may put into its state: `reason` (why it was answered so, one word of a few), `model`, `rows`,
 `passes`, `queue_s` and `compute_s`. It finds `request_id` there. Inputs, keys and paths are never told.
 """
 
 import logging
-import os
-import re
 from time import perf_counter
 from typing import Any
 
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.envelope import request_id
 from service.api.metrics import Metrics
 from service.prediction import Prediction
 
-REQUEST_ID = "x-request-id"
 UNKNOWN = "unknown"  # the route of a request that none takes
 CLIENT_GONE = 499  # what proxies log where the caller left: nobody is sent it
 _log = logging.getLogger("thinnet.access")
-_PLAIN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 PROBES = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics")
 _TOLD = ("model", "rows", "passes", "queue_s", "compute_s")
 _REASONS = {
@@ -95,7 +92,7 @@ class _Exchange:
         self.started = perf_counter()
         self.scope, self._receive, self._send = scope, receive, send
         self.state: dict[str, Any] = scope.setdefault("state", {})
-        self.state["request_id"] = self._id = _request_id(scope)
+        self._id = request_id(scope)
         self.status = self._bytes_in = self._bytes_out = 0
 
     async def receive(self) -> Message:
@@ -106,9 +103,8 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            timing = self._timing().encode()
-            own = [(b"server-timing", timing), (REQUEST_ID.encode(), self._id.encode())]
-            message = {**message, "headers": [*message.get("headers", ()), *own]}
+            timing = (b"server-timing", self._timing().encode())
+            message = {**message, "headers": [*message.get("headers", ()), timing]}
         elif message["type"] == "http.response.body":
             self._bytes_out += len(message.get("body", b""))
         await self._send(message)
@@ -128,12 +124,3 @@ class _Exchange:
             if f"{name}_s" in self.state
         ]
         return ", ".join([*parts, f"total;dur={1000 * (perf_counter() - self.started):.3f}"])
-
-
-def _request_id(scope: Scope) -> str:
-    """Return the id that the caller or a proxy gave, where it is plain, or a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _PLAIN_ID.fullmatch(value):
-            given: str = value.decode()
-            return given
-    return os.urandom(16).hex()

@@ -82,7 +82,8 @@ async def infer(request: Request, serving: ServingHere, model: str, version: str
     body = await read_body(request, serving.settings.max_body_bytes)
     is_small = len(body) <= SMALL_BYTES
     card, predictor = await serving.find(PredictRequest(model=model, version=version, inputs=None))
-    inference = await aside(is_small, read_inference, body, request.headers.get(HEADER_LENGTH), predictor.inputs)
+    read = body, request.headers.get(HEADER_LENGTH), predictor.inputs, serving.settings.max_json_depth
+    inference = await aside(is_small, read_inference, *read)
     asked = to_predict_request(inference, model, version)
 
     def write(prediction: Prediction) -> Response:

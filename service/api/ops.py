@@ -17,6 +17,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 
 from service import __version__
 from service.api.bodies import json_answer
+from service.api.faults import public
 from service.api.log import lines_lost
 from service.api.metrics import Metrics
 from service.api.serving import Serving
@@ -68,7 +69,7 @@ async def metrics(request: Request) -> Response:
 def why_not_ready(serving: Serving) -> list[str]:
     """Return every reason for which requests should go elsewhere."""
     load = serving.scheduler
-    reasons = [f"{name}: {fault}" for name, fault in list(serving.repository.faults.items())]
+    reasons = [public(f"{name}: {fault}") for name, fault in list(serving.repository.faults.items())]
     reasons += serving.workers_dead()
     if load.closed:
         reasons.append("the server is draining; send requests to another one")
