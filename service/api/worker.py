@@ -23,7 +23,7 @@ from service.scheduler import Scheduler
 
 BACKLOG = 2048
 _BEAT_S, _LOOK_S, _IDLE_S, _MOST_WAITING = 0.25, 0.02, 0.5, 4 * BACKLOG
-_MARGIN = 0.9  # of drain_s: the rest is the supervisor's
+_REFUSE, _CUT = 0.8, 0.9  # of drain_s: then what is not done is refused; then it is cut, and the rest is for the end
 
 
 class Worker(uvicorn.Server):
@@ -64,15 +64,16 @@ class Worker(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End within the time there is: stop listening, answer, close."""
         self._pulse.mark(State.DRAINING)
-        deadline = asyncio.get_running_loop().time() + self._drain_s * _MARGIN
+        loop, began = asyncio.get_running_loop(), asyncio.get_running_loop().time()
+        loop.call_at(began + self._drain_s * _REFUSE, self._refuses.set)
         if self._refuses.is_set():
             await self._take_waiting(sockets or [])
         for server in self.servers:
             server.close()
         for listener in sockets or []:
             listener.close()
-        refusing = asyncio.create_task(self._refuse(deadline))
-        await self._let_go(deadline)
+        refusing = asyncio.create_task(self._refuse(began + self._drain_s * _REFUSE))
+        await self._let_go(began + self._drain_s * _CUT)
         refusing.cancel()
         await self.lifespan.shutdown()
         self._beats.cancel()
