@@ -18,7 +18,7 @@ from service import __version__
 from service.api.app import create_app
 from service.api.heartbeats import Heartbeats, Pulse
 from service.api.supervisor import Supervisor
-from service.api.worker import BACKLOG, Worker
+from service.api.worker import BACKLOG, Worker, refuse_new
 from service.errors import NotReady
 from service.folder import Card
 from service.predictor import Predictor
@@ -98,6 +98,7 @@ class Models:
 
     def ended(self) -> None:
         """Listen no more: when the last worker does not either, the kernel refuses connections."""
+        refuse_new(self.listener)
         self.listener.close()
 
     def lost(self, pid: int) -> None:
