@@ -22,7 +22,7 @@ from service.api.exposure import keys_of
 from service.api.heartbeats import Heartbeats, Pulse
 from service.api.keys import Keys
 from service.api.supervisor import Supervisor
-from service.api.worker import BACKLOG, Worker
+from service.api.worker import BACKLOG, Worker, refuse_new
 from service.errors import NotReady
 from service.folder import Card
 from service.predictor import Predictor
@@ -105,6 +105,7 @@ class Models:
 
     def ended(self) -> None:
         """Listen no more: when the last worker does not either, the kernel refuses connections."""
+        refuse_new(self.listener)
         self.listener.close()
 
     def lost(self, pid: int) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 import torch
@@ -115,6 +116,8 @@ def test_a_worker_whose_supervisor_is_killed_ends(models: Path, tmp_path: Path) 
         found.process.kill()
         found.process.wait()
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 10)
+        for left in Path("/dev/shm").glob(f"thinnet-{found.process.pid}-*"):
+            rmtree(left)  # nobody is there who would
 
 
 def test_a_gpu_takes_one_worker_only() -> None:
