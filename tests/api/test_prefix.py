@@ -13,6 +13,7 @@ from service.repository import Repository
 from service.settings import Settings
 
 PREFIX = "/models/uncertainty"
+FILES = ("start.js", "swagger-ui-bundle.js", "swagger-ui.css")
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +25,12 @@ def proxied(folder: Path) -> Iterator[httpx2.Client]:
 
 
 def test_the_docs_find_the_document_and_the_document_the_server(proxied: httpx2.Client) -> None:
-    page = proxied.get("/docs").text
-    assert re.findall(r"url: '([^']+)'", page) == [f"{PREFIX}/openapi.json"]
+    seen = httpx2.URL(f"http://proxy{PREFIX}/docs")
+    files = re.findall(r'(?:src|href)="(docs/[^"]+)"', proxied.get("/docs").text)
+    assert {str(seen.join(each)) for each in files} == {f"{seen}/{name}" for name in FILES}
+    assert all(proxied.get(f"/{each}").status_code == 200 for each in files)
+    (document,) = re.findall(r'url: "([^"]+)"', proxied.get("/docs/start.js").text)
+    assert str(seen.join(document)) == f"http://proxy{PREFIX}/openapi.json"
     assert proxied.get("/openapi.json").json()["servers"] == [{"url": PREFIX}]
 
 

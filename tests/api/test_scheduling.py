@@ -111,7 +111,9 @@ def test_past_the_bound_of_the_queue_a_caller_is_told_when_to_come_back(models: 
         answer = client.post("/predict", json={**LONG, "seed": 4})
         assert long.result().status_code == 200
 
+        counted = client.get("/metrics").text
     assert answer.status_code == 429
+    assert 'thinnet_rejected_total{reason="overloaded"} 1.0' in counted
     assert "ask again later" in answer.json()["error"]
     assert int(answer.headers["Retry-After"]) >= 1
 
@@ -150,6 +152,19 @@ def test_neighbours_change_no_answer(client: TestClient) -> None:
                 np.testing.assert_allclose(np.asarray(one[name], float), np.asarray(other[name], float), 1e-4, 1e-6)
             else:
                 assert one[name] == other[name]
+
+
+def test_what_waited_and_ran_is_told_and_counted(client: TestClient) -> None:
+    answer = client.post("/predict", json={**SHORT, "inputs": [[1.0, 2.0, 3.0]] * 3})
+    parts = dict(part.split(";dur=") for part in answer.headers["Server-Timing"].split(", "))
+    assert {"queue", "compute", "total"} == set(parts)
+    assert float(parts["compute"]) <= float(parts["total"])
+
+    counted = client.get("/metrics").text
+    for wanted in ("rows_total 4.0", "passes_total 40.0", "run_requests_count 2.0", "queue_seconds_count 2.0"):
+        name, value = wanted.split()
+        assert f'thinnet_{name}{{model="line"}} {value}' in counted
+    assert 'thinnet_relative_deviation_count{model="line"' in counted
 
 
 def test_a_caller_who_hangs_up_stops_costing(models: Path) -> None:
