@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.bodies import Held, Hold
-from service.api.faults import answer_to, internal_fault
+from service.api.faults import answer_to, internal_fault, reason_of
 from service.api.keys import ANONYMOUS, Keys
 from service.errors import HeadersTooLarge, Overloaded, TargetTooLong, ThinnetError, TooSlow
 from service.settings import Settings
@@ -50,7 +50,7 @@ class Guard:
             await self._app(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
+        started, state = False, scope.setdefault("state", {})
 
         async def send_noted(message: Message) -> None:
             nonlocal started
@@ -60,14 +60,14 @@ class Guard:
         try:
             self._check_head(scope)
             path = route_path(scope)
-            state = scope.setdefault("state", {})
             state["key"] = ANONYMOUS if path in self._open else self._keys.authenticate(scope["headers"])
             with self._room(scope, path) as state["hold"]:
                 await self._app(scope, self._timed(scope, receive), send_noted)
         except ThinnetError as error:
+            state["reason"] = reason_of(type(error).__name__)
             await answer_to(error)(scope, receive, send)
         except ClientDisconnect:
-            return  # nobody is there to be told
+            state["reason"] = "client_gone"  # nobody is there to be told
         except Exception as error:
             answer = internal_fault(scope, error)
             if started:  # half an answer is out: only an end of the connection says that it is none

@@ -61,7 +61,7 @@ def test_every_answer_is_sealed(client: TestClient, method: str, path: str, cont
 def test_refusals_of_keys_and_internal_faults_are_sealed_too(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     _, line = make_key("alice")
     keys = Keys([("alice", bytes.fromhex(line.split()[1]), None)])
-    monkeypatch.setattr(Predictor, "predict", broken)
+    monkeypatch.setattr(Compiled, "run", broken)
     for answer, status in (
         (serve(keys).get("/limits"), 401),
         (serve().post("/predict", json=BODY), 500),
@@ -91,7 +91,7 @@ def test_no_two_requests_have_one_id(client: TestClient) -> None:
 def test_an_internal_fault_is_its_id_in_body_header_and_log(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(Predictor, "predict", broken)
+    monkeypatch.setattr(Compiled, "run", broken)
     with caplog.at_level(logging.ERROR, "thinnet"):
         answer = client.post("/predict", json=BODY, headers={"X-Request-Id": "mine-1"})
     assert answer.status_code == 500
@@ -105,7 +105,7 @@ def test_an_internal_fault_is_its_id_in_body_header_and_log(
 def test_a_fault_is_logged_once_and_its_inputs_never(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(Predictor, "predict", broken)
+    monkeypatch.setattr(Compiled, "run", broken)
     client.post("/predict", json={"inputs": [[1.2345, 2, 3]]}, headers={"Authorization": "Bearer thinnet_mine"})
     assert len(caplog.records) == 1
     assert "1.2345" not in caplog.text
