@@ -12,6 +12,7 @@ import pytest
 from fastapi import Request, Response
 from guarded import Serve
 from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from service import cli
 from service.api import keys as keys_module
@@ -112,6 +113,19 @@ def test_every_route_but_health_asks_for_a_key(serve: Serve, pair: tuple[str, Ke
             assert client.request(method, path, follow_redirects=False).status_code == 401, (method, path)
     for path in ("/v2/health/live", "/v2/health/ready"):
         assert client.get(path).status_code == 200
+
+
+def test_the_document_says_how_a_key_is_sent_where_one_is_needed(serve: Serve, pair: tuple[str, Keys]) -> None:
+    made, keys = pair
+    document = serve(keys).get("/openapi.json", headers={"X-API-Key": made}).json()
+    assert document["security"] == [{"bearer": []}, {"header": []}]
+    assert document["components"]["securitySchemes"]["header"]["name"] == "X-API-Key"
+    assert "security" not in serve().get("/openapi.json").json()
+
+
+def test_a_socket_of_another_kind_is_closed(serve: Serve, pair: tuple[str, Keys]) -> None:
+    with pytest.raises(WebSocketDisconnect, match="1000"), serve(pair[1]).websocket_connect("/v2/health/live"):
+        pass
 
 
 @pytest.mark.parametrize(
