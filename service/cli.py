@@ -71,6 +71,10 @@ def serve(
     device: Annotated[str | None, typer.Option(help="Where networks run: cpu, cuda, cuda:1, …")] = None,
     root_path: Annotated[str | None, typer.Option(help="Path that a proxy in front strips.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that serve; 1 if left out.")] = None,
+    keys_file: Annotated[Path | None, typer.Option(help="File of API keys, as `thinnet key` prints them.")] = None,
+    allow_anonymous: Annotated[
+        bool | None, typer.Option("--allow-anonymous", help="Serve a public address without keys.")
+    ] = None,
 ) -> None:
     """Serve a folder of models over HTTP; other settings come from THINNET_… in the environment.
 
@@ -80,6 +84,7 @@ def serve(
     from service.start import prepared
 
     given = {"models": models, "host": host, "port": port, "device": device, "root_path": root_path, "workers": workers}
+    given |= {"keys_file": keys_file, "allow_anonymous": allow_anonymous}
     settings = _settings({key: value for key, value in given.items() if value is not None})
     with prepared():
         from service.api.server import run  # only now: signals and threads are settled before torch is imported
@@ -97,6 +102,20 @@ def _settings(given: dict[str, Any]) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         _fail(f"settings: {first_problem(error.errors(), _DEFAULTS)}")
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    cost_per_minute: Annotated[
+        float | None, typer.Option(help="Seconds of compute a minute; as much as there is if left out.")
+    ] = None,
+) -> None:
+    """Make an API key, shown once, and its line for the file of keys, which holds no more than its hash."""
+    from service.api.keys import make_key
+
+    made, line = make_key(name, cost_per_minute)
+    print(f"key   {made}\nline  {line}")
 
 
 @app.command()

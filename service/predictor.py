@@ -24,7 +24,7 @@ from service.graph.archive import load_program
 from service.graph.candidates import drop_entangled
 from service.graph.capture import Captured, Example, capture, from_program
 from service.graph.compiled import Compiled, couples_rows
-from service.graph.layout import note_layouts
+from service.graph.layout import note_layouts, with_rows
 from service.graph.precision import FLOAT32
 from service.graph.program import drop_traces, plain_outputs
 from service.graph.signature import described_inputs, described_outputs
@@ -213,7 +213,7 @@ class Predictor:
         """Run passes of the default plan, where it has any, so that the first call finds all prepared."""
         with suppress(BadRequest):  # as trained it has nothing active, or the example is no input: a call will say so
             fixed = fixed_passes(make_plan(self.sites, self.variant, None, None))
-            self.predict(self._captured.example, passes=fixed or 2)
+            self.predict(tuple(with_rows(each, 1) for each in self._captured.example), passes=fixed or 2)
 
     @property
     def passes(self) -> int:

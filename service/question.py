@@ -21,12 +21,14 @@ class Question:
         part: Its rows, passes and quantities.
         noise: For each output, whether the observation noise is `known` or `unknown`.
         notes: What the caller should know of how it is served.
+        model: Whose it is, where several models are asked.
     """
 
     run: Run
     part: Part
     noise: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    model: str = ""
 
     @property
     def rows(self) -> int:

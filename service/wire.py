@@ -15,6 +15,10 @@ from service.errors import BadRequest, InvalidInput
 Array = NDArray[Any]
 Number = StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)]
 MAX_AXES = 32
+MAX_DEPTH = 64
+_MARKS = b'[]{}"'
+_OTHERS = bytes(set(range(256)) - set(_MARKS))
+_BLOCK_BYTES = 1 << 20
 
 
 class SiteOverride(BaseModel):
@@ -123,12 +127,36 @@ class Error(BaseModel):
     error: Annotated[str, Field(description="what was wrong, where, and what to do")]
 
 
-def parse_json(body: bytes) -> Any:
+def is_deeper(body: bytes, limit: int) -> bool:
+    """Return whether lists and objects are nested deeper than a limit in bytes that should be JSON, without parsing.
+
+    Brackets are counted outside of strings; escapes go first, so that every quote left begins or ends one.
+    """
+    if body.count(b"[") + body.count(b"{") <= limit:
+        return False
+    if b"\\" in body:
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    marks = np.frombuffer(body.translate(None, _OTHERS), np.uint8)
+    inside, depth = np.False_, 0
+    for start in range(0, len(marks), _BLOCK_BYTES):
+        block = marks[start : start + _BLOCK_BYTES]
+        within = np.bitwise_xor.accumulate(block == ord('"')) ^ inside
+        opens, closes = (block == ord("[")) | (block == ord("{")), (block == ord("]")) | (block == ord("}"))
+        depths = depth + np.cumsum((opens.view(np.int8) - closes.view(np.int8)) * ~within, dtype=np.int32)
+        if depths.max() > limit:
+            return True
+        inside, depth = within[-1], int(depths[-1])
+    return False
+
+
+def parse_json(body: bytes, max_depth: int = MAX_DEPTH) -> Any:
     """Parse JSON; `NaN` and `Infinity`, which JSON lacks but many clients write, come through as numbers.
 
     Raises:
-        BadRequest: With line and column.
+        BadRequest: With line and column, or where it is nested too deep, before it is parsed.
     """
+    if is_deeper(body, max_depth):
+        raise BadRequest(f"the body is nested deeper than the {max_depth} lists and objects that are read; flatten it")
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:

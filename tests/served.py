@@ -1,5 +1,6 @@
 """Models to serve in tests, each for a difficulty, and a server of its own process."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -7,8 +8,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import torch
+import uvicorn
 from torch import Tensor, nn
 
 from service import Predictor
@@ -77,6 +81,25 @@ def server(*arguments: str, **environment: str) -> Iterator[str]:
         process.terminate()
         process.wait(20)
         process.stdout.close()
+
+
+@contextmanager
+def listening(app: Any, root_path: str = "") -> Iterator[str]:
+    """Serve an application on a free port of the loopback from a thread, and give its address."""
+    config = uvicorn.Config(app, port=0, root_path=root_path, log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    with config.bind_socket() as listener:
+        thread = Thread(target=asyncio.run, args=(server.serve([listener]),))
+        thread.start()
+        deadline = time.monotonic() + START_S
+        while not server.started:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(START_S)
 
 
 def _address(lines: Iterator[str], deadline: float) -> str:

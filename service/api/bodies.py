@@ -1,15 +1,63 @@
 """Bodies in and out: read and unpacked under one limit, answered as JSON; it does not know their meaning."""
 
+import asyncio
 import zlib
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import orjson
 from fastapi import Request, Response
 
-from service.errors import BadRequest, TooLarge
+from service.errors import BadRequest, Overloaded, TooLarge
 
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # of zlib: gzip's header, or zlib's own as HTTP's deflate means
 _JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+_STEP_BYTES = 1 << 16  # packed, and
+_PIECE_BYTES = 1 << 20  # unpacked, at a time
+_SOON_S = 1.0
+
+
+class Held:
+    """How many bytes of bodies are held, of all requests at once.
+
+    Args:
+        limit_bytes: The most.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes, self.held_bytes = limit_bytes, 0
+
+
+class Hold:
+    """What one request holds of them, until it is left.
+
+    Args:
+        held: What all hold.
+    """
+
+    def __init__(self, held: Held) -> None:
+        self._all, self._own_bytes = held, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._all.held_bytes -= self._own_bytes
+        self._own_bytes = 0
+
+    def take(self, count: int) -> None:
+        """Hold some more bytes.
+
+        Raises:
+            Overloaded: All requests would hold too many.
+        """
+        if self._all.held_bytes + count > self._all.limit_bytes:
+            raise Overloaded(
+                f"the bodies of all requests would hold more than {self._all.limit_bytes} bytes; ask again soon",
+                _SOON_S,
+            )
+        self._all.held_bytes += count
+        self._own_bytes += count
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
@@ -22,7 +70,9 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
     Raises:
         TooLarge: It is larger.
         BadRequest: It cannot be unpacked.
+        Overloaded: All requests at once would hold too much.
     """
+    hold: Hold = request.state.hold
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit_bytes:
         raise TooLarge(_too_large(f"the body has {declared} bytes", limit_bytes))
@@ -31,8 +81,9 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
         body += chunk
         if len(body) > limit_bytes:
             raise TooLarge(_too_large("the body is larger", limit_bytes))
+        hold.take(len(chunk))
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    return bytes(body) if encoding in ("identity", "") else _unpack(bytes(body), encoding, limit_bytes)
+    return bytes(body) if encoding in ("identity", "") else await _unpack(bytes(body), encoding, limit_bytes, hold)
 
 
 def json_answer(content: Any, status: int = 200) -> Response:
@@ -40,19 +91,27 @@ def json_answer(content: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(content, option=_JSON_OPTIONS), status, media_type="application/json")
 
 
-def _unpack(body: bytes, encoding: str, limit_bytes: int) -> bytes:
+async def _unpack(body: bytes, encoding: str, limit_bytes: int, hold: Hold) -> bytes:
+    """Unpack piece by piece, so that others are answered in between and a bomb ends at the limit."""
     if encoding not in _WINDOW_BITS:
         raise BadRequest(f"Content-Encoding {encoding[:40]!r} is not known; send gzip, deflate, or the plain body")
-    unpacker = zlib.decompressobj(_WINDOW_BITS[encoding])
+    unpacker, plain, start = zlib.decompressobj(_WINDOW_BITS[encoding]), bytearray(), 0
     try:
-        plain = unpacker.decompress(body, limit_bytes + 1)
+        while not unpacker.eof and (unpacker.unconsumed_tail or start < len(body)):
+            packed = unpacker.unconsumed_tail
+            if not packed:
+                packed, start = body[start : start + _STEP_BYTES], start + _STEP_BYTES
+            piece = unpacker.decompress(packed, _PIECE_BYTES)
+            if len(plain) + len(piece) > limit_bytes:
+                raise TooLarge(_too_large(f"the {encoding} body unpacks to more", limit_bytes))
+            hold.take(len(piece))
+            plain += piece
+            await asyncio.sleep(0)
     except zlib.error as error:
         raise BadRequest(f"the body is not {encoding}: {error}; pack it again, or leave Content-Encoding out") from None
-    if len(plain) > limit_bytes:
-        raise TooLarge(_too_large(f"the {encoding} body unpacks to more", limit_bytes))
     if not unpacker.eof:
         raise BadRequest(f"the {encoding} body is cut short; send all of it")
-    return plain
+    return bytes(plain)
 
 
 def _too_large(what: str, limit_bytes: int) -> str:

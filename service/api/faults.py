@@ -1,22 +1,28 @@
 """Every error as `{"error": "<what, where, cure>"}` with its status; it does not know what went wrong inside."""
 
 import logging
+import re
+from functools import cache
 from math import ceil
-from uuid import uuid4
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.bodies import json_answer
-from service.errors import ModelFault, ThinnetError, Unauthorized
+from service.api.envelope import request_id
+from service.errors import ModelFault, NotReady, ThinnetError, TooSlow, Unauthorized
 from service.wire import first_problem
 
 _log = logging.getLogger("thinnet")
+_FOLDERS = re.compile(r"(?<![\w.:/-])/(?:[^\s/:;,'\"()\[\]]+/)+")
 
 
 def install(app: FastAPI) -> None:
-    """Let every error of an app be answered as JSON."""
+    """Let every error of an app be answered as JSON; comes before other middleware, which then is around it."""
+    app.add_middleware(Faults)
     app.add_exception_handler(ThinnetError, _ours)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
@@ -25,18 +31,69 @@ def install(app: FastAPI) -> None:
 
 def answer_to(error: ThinnetError) -> Response:
     """Return the answer to a fault that thinnet names."""
-    answer = json_answer({"error": str(error)}, error.status)
+    told = public(str(error)) if isinstance(error, (ModelFault, NotReady)) else str(error)
+    answer = json_answer({"error": told}, error.status)
     if error.retry_after_s is not None:
         answer.headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
     if isinstance(error, Unauthorized):
         answer.headers["WWW-Authenticate"] = 'Bearer realm="thinnet"'
+    if isinstance(error, TooSlow):
+        answer.headers["Connection"] = "close"  # the rest of the body is not waited for
     return answer
+
+
+def public(reason: str) -> str:
+    """Return why a model cannot be served without the folders that its file lies in."""
+    return _FOLDERS.sub("", reason)
+
+
+def internal_fault(scope: Scope, error: Exception) -> Response:
+    """Log what went wrong inside, and return an answer that tells only where to look."""
+    number = request_id(scope)
+    _log.error("%s %s: internal fault %s", scope["method"], scope["path"], number, exc_info=error)
+    return json_answer({"error": f"an internal fault; the server's log has it under {number}"}, 500)
+
+
+class Faults:
+    """Answer what no handler knows inside of other middleware, so that they see every answer.
+
+    Args:
+        app: The application inside.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, whatever is raised; a caller who left is answered nothing."""
+        begun = False
+
+        async def begin(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, begin)
+        except ClientDisconnect:
+            scope.setdefault("state", {})["reason"] = "client_gone"
+        except Exception as error:
+            if begun or scope["type"] != "http":
+                raise
+            await internal_fault(scope, error)(scope, receive, send)
+
+
+@cache
+def reason_of(fault: str) -> str:
+    """Return the name of a fault's class as metrics and logs have it: `invalid_input`."""
+    return re.sub(r"(?<=.)(?=[A-Z])", "_", fault).lower()
 
 
 async def _ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, ThinnetError)
+    request.state.reason = reason_of(type(error).__name__)
     if isinstance(error, ModelFault):
-        _log.error("%s %s: %s", request.method, request.url.path, error)
+        _log.error("%s %s: %s (%s)", request.method, request.url.path, error, request_id(request.scope))
     return answer_to(error)
 
 
@@ -44,7 +101,8 @@ async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path[:200]
     if error.status_code == 404:
-        message = f"there is no {path}; the routes are listed at /docs"
+        docs = str(request.scope.get("root_path", "")).rstrip("/") + "/docs"
+        message = f"there is no {path}; the routes are listed at {docs}"
     elif error.status_code == 405:
         allowed = (error.headers or {}).get("Allow") or "another method"
         message = f"{path} does not take {request.method}; use {allowed}"
@@ -61,6 +119,4 @@ async def _validation(request: Request, error: Exception) -> Response:
 
 
 async def _internal(request: Request, error: Exception) -> Response:
-    number = uuid4().hex
-    _log.error("%s %s: internal fault %s", request.method, request.url.path, number, exc_info=error)
-    return json_answer({"error": f"an internal fault; the server's log has it under {number}"}, 500)
+    return internal_fault(request.scope, error)

@@ -20,7 +20,7 @@ from service.errors import BadRequest, InvalidInput, InvalidQuantity
 from service.prediction import Prediction
 from service.quantities import REACHED, defaults
 from service.signature import Input, Output
-from service.wire import PredictRequest, first_problem, parse_json
+from service.wire import MAX_DEPTH, PredictRequest, first_problem, parse_json
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _RESERVED = ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output")
@@ -84,13 +84,16 @@ class Inference:
     raw: bool = False
 
 
-def read_inference(body: bytes, header_length: str | None, specs: tuple[Input, ...]) -> Inference:
+def read_inference(
+    body: bytes, header_length: str | None, specs: tuple[Input, ...], max_depth: int = MAX_DEPTH
+) -> Inference:
     """Take a body apart.
 
     Args:
         body: JSON, JSON and raw tensors, or (with a header length of 0) the raw bytes of the only input.
         header_length: The `Inference-Header-Content-Length` header.
         specs: What the model takes.
+        max_depth: How deep its JSON may be nested.
 
     Raises:
         BadRequest: The body is not what the protocol says.
@@ -103,7 +106,7 @@ def read_inference(body: bytes, header_length: str | None, specs: tuple[Input, .
         raise BadRequest(f"{HEADER_LENGTH} is {header_length[:40]!r}, it should be the JSON's length, 0 to {len(body)}")
     if header_length is not None and length == 0:
         return _raw_inference(body, specs)
-    request = _parse(body[:length])
+    request = _parse(body[:length], max_depth)
     names = [each.name for each in request.inputs]
     if len(set(names)) < len(names):
         raise InvalidInput(f"an input is given twice: {', '.join(names)}; give each once")
@@ -116,8 +119,8 @@ def read_inference(body: bytes, header_length: str | None, specs: tuple[Input, .
     return Inference(request, tensors)
 
 
-def _parse(header: bytes) -> InferRequest:
-    value = parse_json(header)
+def _parse(header: bytes, max_depth: int) -> InferRequest:
+    value = parse_json(header, max_depth)
     if not isinstance(value, dict):
         raise BadRequest('the request must be a JSON object with "inputs"')
     try:

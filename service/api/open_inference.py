@@ -6,6 +6,7 @@ import torch
 from fastapi import APIRouter, Depends, Request, Response
 
 from service import __version__
+from service.api import ops
 from service.api.bodies import json_answer, read_body
 from service.api.infer import (
     HEADER_LENGTH,
@@ -27,20 +28,8 @@ ServingHere = Annotated[Serving, Depends(serving_of)]
 PLATFORM = "pytorch_thinnet"
 
 
-@router.get("/health/live", summary="Is the server running")
-async def live() -> Response:
-    """Answer `{"live": true}` while the server runs."""
-    return json_answer({"live": True})
-
-
-@router.get("/health/ready", summary="Is every model ready", responses={503: ERRORS[503]})
-async def ready(serving: ServingHere) -> Response:
-    """Answer `{"ready": true}`, or 503 with the reason where a model cannot be served."""
-    faults = serving.repository.faults
-    if faults:
-        told = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
-        return json_answer({"ready": False, "error": told}, 503)
-    return json_answer({"ready": True})
+router.add_api_route("/health/live", ops.live, summary="Is the server running")
+router.add_api_route("/health/ready", ops.ready, summary="Is every model ready", responses={503: ERRORS[503]})
 
 
 @router.get("", summary="What this server is")
@@ -93,7 +82,8 @@ async def infer(request: Request, serving: ServingHere, model: str, version: str
     body = await read_body(request, serving.settings.max_body_bytes)
     is_small = len(body) <= SMALL_BYTES
     card, predictor = await serving.find(PredictRequest(model=model, version=version, inputs=None))
-    inference = await aside(is_small, read_inference, body, request.headers.get(HEADER_LENGTH), predictor.inputs)
+    read = body, request.headers.get(HEADER_LENGTH), predictor.inputs, serving.settings.max_json_depth
+    inference = await aside(is_small, read_inference, *read)
     asked = to_predict_request(inference, model, version)
 
     def write(prediction: Prediction) -> Response:

@@ -17,9 +17,16 @@ ServingHere = Annotated[Serving, Depends(serving_of)]
 ANSWERED: dict[int | str, dict[str, Any]] = {200: {"model": PredictResponse}}
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": Error, "description": "The request cannot be done; the message says what, where, and the cure."},
+    401: {"model": Error, "description": "No API key, or one that is not known."},
     404: {"model": Error, "description": "No such model or version."},
+    408: {"model": Error, "description": "The body did not arrive in time."},
     413: {"model": Error, "description": "Past a limit, which the message names."},
-    429: {"model": Error, "description": "No room for it now; Retry-After says when to ask again."},
+    414: {"model": Error, "description": "Path and query are past their limit."},
+    429: {
+        "model": Error,
+        "description": "Past the key's share or the server's; `Retry-After` says when to ask again.",
+    },
+    431: {"model": Error, "description": "The headers are past their limit."},
     500: {"model": Error, "description": "An internal fault; the server's log has it."},
     503: {"model": Error, "description": "The model cannot be served now; the message says why."},
     504: {"model": Error, "description": "No answer within the time allowed."},
@@ -35,7 +42,7 @@ async def predict(request: Request, serving: ServingHere) -> Response:
     """
     body = await read_body(request, serving.settings.max_body_bytes)
     is_small = len(body) <= SMALL_BYTES
-    asked = await aside(is_small, lambda: parse_request(parse_json(body)))
+    asked = await aside(is_small, lambda: parse_request(parse_json(body, serving.settings.max_json_depth)))
     card, predictor = await serving.find(asked)
 
     def inputs() -> Mapping[str, Any]:

@@ -15,8 +15,12 @@ import uvicorn
 from prometheus_client.multiprocess import mark_process_dead
 
 from service import __version__
+from service.api import log
 from service.api.app import create_app
+from service.api.connection import connection_options
+from service.api.exposure import keys_of
 from service.api.heartbeats import Heartbeats, Pulse
+from service.api.keys import Keys
 from service.api.supervisor import Supervisor
 from service.api.worker import BACKLOG, Worker, refuse_new
 from service.errors import NotReady
@@ -37,19 +41,20 @@ def run(settings: Settings) -> int:
     Raises:
         InvalidModelFolder: No model can be served.
         NotReady: There is no such device, or it takes one worker only.
+        InvalidSettings: The keys cannot be read, or the address is public and there are none.
     """
+    log.configure(settings)
+    keys = keys_of(settings)
     forks = settings.device.split(":")[0] == "cpu"
     if settings.workers > 1 and not forks:
         raise NotReady(f"workers = {settings.workers} cannot share the device {settings.device!r}; serve with 1 worker")
     torch.set_num_threads(1)  # a pool of threads would not be there after a fork
     with _config(settings).bind_socket() as listener:  # before loading: a port in use is told at once
-        listener.setsockopt(
-            socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-        )  # an answer in two parts must not wait for an ACK
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # no waiting for an ACK
         repository = Repository(settings.models, settings.device, settings.versions_kept) if forks else None
         listener.listen(BACKLOG)
         table = Heartbeats(settings.workers, settings.stall_s)
-        job = Models(settings, listener, repository)
+        job = Models(settings, listener, repository, keys)
         return Supervisor(job, table, settings.drain_s, settings.stall_s).run()
 
 
@@ -61,11 +66,13 @@ class Models:
         settings: What the server is told.
         listener: Where it listens.
         repository: The models; None where each worker reads its own.
+        keys: Who may ask.
     """
 
     settings: Settings
     listener: socket.socket
     repository: Repository | None
+    keys: Keys
 
     def __call__(self, pulse: Pulse) -> None:
         """Serve, in a worker."""
@@ -77,8 +84,8 @@ class Models:
             if not pulse.table.told:
                 pulse.table.told = True
                 print(banner(repository, _address(settings, self.listener), settings), flush=True)
-        app = create_app(settings, repository)
-        app.state.workers = pulse.table
+        app = create_app(settings, repository, self.keys)
+        app.state.serving.workers_dead = pulse.table.workers_dead
         config = _config(settings)
         config.app = app
         Worker(config, app.state.serving.scheduler, pulse, settings.drain_s).run([self.listener])
@@ -109,7 +116,16 @@ class Models:
 
 def _config(settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
-        "unused", settings.host, settings.port, root_path=settings.root_path, log_level="warning", backlog=1
+        "unused",
+        settings.host,
+        settings.port,
+        root_path=settings.root_path,
+        log_level="warning",
+        log_config=None,
+        access_log=False,
+        loop="asyncio",  # measured beside uvloop, which does not answer more here
+        backlog=1,
+        **connection_options(settings),
     )
 
 

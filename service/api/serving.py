@@ -2,16 +2,19 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import anyio.to_thread
 from fastapi import Request, Response
 
 from service.api.bodies import json_answer
+from service.api.faults import reason_of
+from service.api.metrics import Metrics
+from service.api.observed import CLIENT_GONE, tell
 from service.ask import Asked
 from service.costs import Costs
-from service.errors import BadRequest, DeadlineExceeded, TooLarge
+from service.errors import BadRequest, DeadlineExceeded, Draining, TooLarge, TooManyRequests
 from service.folder import Card
 from service.prediction import Prediction
 from service.predictor import Predictor
@@ -23,7 +26,6 @@ from service.wire import PredictRequest
 
 SMALL_BYTES = 1 << 15  # of a body that is read faster than a thread is asked
 _STEP_S = 0.05  # the longest that one pass of a block of rows should take
-_LEFT = 499  # the caller closed the connection; nobody reads it but the log
 _Result = TypeVar("_Result")
 
 
@@ -54,11 +56,12 @@ class Serving:
     Args:
         settings: The limits.
         repository: The models.
+        metrics: What is counted.
     """
 
-    def __init__(self, settings: Settings, repository: Repository) -> None:
-        self.settings = settings
-        self.repository = repository
+    def __init__(self, settings: Settings, repository: Repository, metrics: Metrics) -> None:
+        self.settings, self.repository, self.metrics = settings, repository, metrics
+        self.workers_dead: Callable[[], list[str]] = list  # what is wrong with the processes beside this one
         self.costs = Costs()
         self.scheduler: Scheduler[Prediction] = Scheduler(_start, settings.max_queue_s, settings.max_jobs, self._learn)
 
@@ -86,14 +89,19 @@ class Serving:
         cost_s = self.costs.of(question)
         if call.asked.dry_run:
             return json_answer(self._estimate(call, question, cost_s))
-        if key := getattr(request.state, "key", None):
-            key.spend(cost_s)
         timeout_s = self._timeout_s(call.asked)
-        job = self.scheduler.submit(question, cost_s, timeout_s)
+        try:
+            if key := getattr(request.state, "key", None):
+                key.spend(cost_s)
+            job = self.scheduler.submit(question, cost_s, timeout_s)
+        except (TooManyRequests, Draining) as error:
+            self.metrics.rejected(reason_of(type(error).__name__))
+            raise
         prediction = await _result(request, job, timeout_s)
         request.state.queue_s, request.state.compute_s = job.queue_s, job.compute_s
         if prediction is None:
-            return Response(status_code=_LEFT)
+            return Response(status_code=CLIENT_GONE)
+        tell(request, call.card.name, prediction)
         return await aside(call.is_small, call.write, prediction)
 
     def _asked(self, call: Call) -> Asked:
@@ -109,7 +117,7 @@ class Serving:
         named = asked.passes, asked.variant, asked.p, asked.sites, asked.tolerance
         self._check_limits(rows, call.predictor.passes_of(*named))
         question = call.predictor.question(inputs, asked)
-        return question.in_blocks_of(self.costs.rows_in(_STEP_S, question))
+        return replace(question.in_blocks_of(self.costs.rows_in(_STEP_S, question)), model=call.card.name)
 
     def _check_limits(self, rows: int, passes: int) -> None:
         settings = self.settings
@@ -134,7 +142,13 @@ class Serving:
         return {**told, "passes": question.passes, "cost_s": cost_s, "queue_s": self.scheduler.queued_cost_s}
 
     def _learn(self, jobs: Sequence[Job[Prediction]]) -> None:
-        self.costs.learn([job.work for job in jobs], jobs[0].compute_s)
+        questions = [job.work for job in jobs]
+        self.costs.learn(questions, jobs[0].compute_s)
+        model, passes = questions[0].model, max(each.passes for each in questions)
+        rows, cost_s = sum(each.rows for each in questions), sum(job.cost_s for job in jobs)
+        self.metrics.ran(model, len(jobs), rows, passes, cost_s, jobs[0].compute_s)
+        for job in jobs:
+            self.metrics.queued(model, job.queue_s)
 
 
 async def aside(is_quick: bool, work: Callable[..., _Result], *arguments: Any) -> _Result:
@@ -166,7 +180,7 @@ def _start(jobs: Sequence[Job[Prediction]]) -> Steps[list[Prediction | None]]:
     return together([job.work.waited_for(job.is_wanted) for job in jobs])
 
 
-def serving_of(request: Request) -> Serving:
+async def serving_of(request: Request) -> Serving:
     """Return what the app was made with."""
     serving: Serving = request.app.state.serving
     return serving

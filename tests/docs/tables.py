@@ -26,7 +26,7 @@ def settings() -> Iterator[str]:
     yield "| variable | default | what it is |"
     yield "|---|---|---|"
     for name, field in Settings.model_fields.items():
-        default = f"`{field.default}`" if str(field.default) else "empty"
+        default = "empty" if field.default in (None, "") else f"`{field.default}`"
         yield f"| `THINNET_{name.upper()}` | {default} | {field.description} |"
 
 
@@ -38,15 +38,36 @@ def cli() -> Iterator[str]:
 
 
 def routes() -> Iterator[str]:
+    from service.api.limits import router as limits_router
     from service.api.open_inference import router as open_inference
+    from service.api.ops import router as operations
     from service.api.predict import router as ours
 
     yield "| route | what it answers |"
     yield "|---|---|"
-    for route in [*ours.routes, *open_inference.routes]:
+    for route in [*ours.routes, *limits_router.routes, *operations.routes, *open_inference.routes]:
         if getattr(route, "include_in_schema", False):
             method = next(iter(route.methods))  # type: ignore[attr-defined] # an API route
             yield f"| `{method} {route.path}` | {route.summary} |"  # type: ignore[attr-defined] # the same
+
+
+def metrics() -> Iterator[str]:
+    from service.api.metrics import FIGURES
+
+    yield "| metric | kind | labels | what it is |"
+    yield "|---|---|---|---|"
+    for name, figure in FIGURES.items():
+        labels = ", ".join(f"`{label}`" for label in figure.labels) or "-"
+        yield f"| `{name}` | {figure.kind} | {labels} | {figure.help.replace('|', chr(92) + '|')} |"
+
+
+def limits() -> Iterator[str]:
+    from service.api.limits import limits_of
+
+    yield "| limit | default | unit | what it bounds |"
+    yield "|---|---|---|---|"
+    for name, each in limits_of(Settings.model_construct()).items():
+        yield f"| `{name}` | {each['value']} | {each['unit']} | {each['what']} |"
 
 
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
@@ -54,6 +75,8 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "settings": settings,
     "commands": cli,
     "routes": routes,
+    "metrics": metrics,
+    "limits": limits,
 }
 
 

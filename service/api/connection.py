@@ -1,0 +1,150 @@
+"""One connection under limits: how many there are, how large and how slow a head may be; it does not know requests.
+
+What a request's own limits cannot see, since it has not come in whole: heads that never end, callers that stop reading.
+"""
+
+import asyncio
+import socket
+import struct
+from typing import Any, ClassVar
+
+import orjson
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from service.settings import Settings
+
+_STATUS = {
+    400: b"400 Bad Request",
+    408: b"408 Request Timeout",
+    429: b"429 Too Many Requests",
+    431: b"431 Request Header Fields Too Large",
+}
+_AT_ONCE = struct.pack("ii", 1, 0)  # close without sending what is left
+_READ_BYTES = 256 * 1024  # what asyncio reads at once
+
+
+def connection_options(settings: Settings) -> dict[str, Any]:
+    """Return what `uvicorn.Config` is told of connections."""
+    limited = type("Limited", (LimitedProtocol,), {"settings": settings})
+    head_bytes = settings.max_header_bytes + settings.max_target_bytes + _READ_BYTES  # ours is met first
+    return {"http": limited, "h11_max_incomplete_event_size": head_bytes, "server_header": False, "ws": "none"}
+
+
+class LimitedProtocol(H11Protocol):
+    """uvicorn's connection with an end to every wait, and refusals that are JSON as all others."""
+
+    settings: ClassVar[Settings]
+    _timer: asyncio.TimerHandle | None = None  # until the head is whole, or the rest of a refused body is in
+    _stall: asyncio.TimerHandle | None = None  # while the caller does not read
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        """Take a connection on, where there is room."""
+        super().connection_made(transport)
+        if len(self.connections) > self.settings.max_connections:
+            self._refuse(429, "there are as many connections as are taken on at once; ask again soon")
+        else:
+            self._arm(self._head_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget a connection."""
+        self._disarm()
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read what came in, and bound what is no whole head yet."""
+        last = self.cycle
+        waiting = last is None or (last.response_complete and not last.more_body)
+        super().data_received(data)
+        if self.cycle is not last:
+            self._head_bytes = 0
+            self._disarm()
+        elif waiting and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            limit_bytes = self.settings.max_header_bytes + self.settings.max_target_bytes
+            if self._head_bytes > limit_bytes:
+                self._refuse(431, f"the request line and headers have more than the {limit_bytes} bytes that are read")
+            elif self._timer is None:
+                self._arm(self._head_is_late)
+
+    def on_response_complete(self) -> None:
+        """Go on to the next request; the rest of a body that was refused is let in for a while, unread."""
+        answered = self.cycle
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._watch()
+        elif answered.more_body and self.cycle is answered:
+            self._arm(self._close)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close what is idle."""
+        super().timeout_keep_alive_handler()
+        self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP."""
+        self._refuse(400, "this is no whole request of HTTP/1.1; correct its request line, headers or chunks")
+
+    def pause_writing(self) -> None:
+        """Wait for the caller to read, and not for ever."""
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        """Go on writing."""
+        self._unwatch()
+        super().resume_writing()
+        if self.transport.is_closing():
+            self._watch()
+
+    def _watch(self) -> None:
+        """End the connection if its caller reads nothing of what is left to be sent."""
+        self._unwatch()
+        unread_bytes = self.transport.get_write_buffer_size()
+        if unread_bytes:
+            self._stall = self.loop.call_later(self.settings.write_timeout_s, self._is_stalled, unread_bytes)
+
+    def _is_stalled(self, unread_bytes: int) -> None:
+        if self.transport.get_write_buffer_size() >= unread_bytes:
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+            self.transport.abort()
+        else:
+            self._watch()
+
+    def _unwatch(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _arm(self, act: Any) -> None:
+        self._disarm()
+        self._timer = self.loop.call_later(self.settings.header_timeout_s, act)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _head_is_late(self) -> None:
+        if self._head_bytes:
+            limit_s = self.settings.header_timeout_s
+            self._refuse(408, f"the request's head did not arrive within {limit_s:g} s; send it faster")
+        else:
+            self._close()
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Answer, where no answer is on its way, and close."""
+        self._disarm()
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            body = orjson.dumps({"error": message})
+            again = b"Retry-After: 1\r\n" if status == 429 else b""
+            head = b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n%b\r\n"
+            self.transport.write(head % (_STATUS[status], len(body), again) + body)
+        self._close()
+
+    def _close(self) -> None:
+        self.transport.close()
+        self._watch()

@@ -1,0 +1,145 @@
+"""What is asked of every request before its body is read: size, key, room; it does not know what routes answer."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.bodies import Held, Hold
+from service.api.faults import answer_to, internal_fault
+from service.api.keys import ANONYMOUS, Keys
+from service.errors import HeadersTooLarge, Overloaded, TargetTooLong, ThinnetError, TooSlow
+from service.settings import Settings
+
+_log = logging.getLogger("thinnet")
+HEALTH = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
+METRICS = "/metrics"
+_BODILESS = ("GET", "HEAD", "OPTIONS")
+_SOON_S = 1.0
+
+
+class Guard:
+    """Refuse what is past a limit or has no key, and answer what goes wrong inside without telling how.
+
+    The key is put on `request.state.key`, and what holds the body's bytes on `request.state.hold`.
+
+    Args:
+        app: What is guarded.
+        settings: The limits.
+        keys: Who may ask.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, keys: Keys) -> None:
+        self._app, self._settings, self._keys = app, settings, keys
+        self._open = HEALTH | {METRICS} if settings.open_metrics else HEALTH
+        self._free = HEALTH | {METRICS}  # they answer at full load too
+        self._held = Held(settings.max_held_bytes)
+        self._requests = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one exchange."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+        elif scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            self._check_head(scope)
+            path = route_path(scope)
+            state = scope.setdefault("state", {})
+            state["key"] = ANONYMOUS if path in self._open else self._keys.authenticate(scope["headers"])
+            with self._room(scope, path) as state["hold"]:
+                await self._app(scope, self._timed(scope, receive), send_noted)
+        except ThinnetError as error:
+            await answer_to(error)(scope, receive, send)
+        except ClientDisconnect:
+            return  # nobody is there to be told
+        except Exception as error:
+            answer = internal_fault(scope, error)
+            if started:  # half an answer is out: only an end of the connection says that it is none
+                raise
+            await answer(scope, receive, send)
+
+    def _check_head(self, scope: Scope) -> None:
+        settings = self._settings
+        target_bytes = len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"])
+        if target_bytes > settings.max_target_bytes:
+            raise TargetTooLong(
+                f"path and query have {target_bytes} bytes, at most {settings.max_target_bytes} are read; "
+                "what is asked belongs in the body"
+            )
+        header_bytes = sum(len(name) + len(value) + 4 for name, value in scope["headers"])  # ": " and the line's end
+        if header_bytes > settings.max_header_bytes:
+            raise HeadersTooLarge(
+                f"the headers have {header_bytes} bytes, at most {settings.max_header_bytes} are read; send fewer"
+            )
+
+    @contextmanager
+    def _room(self, scope: Scope, path: str) -> Iterator[Hold]:
+        if path in self._free:
+            yield Hold(self._held)
+            return
+        if self._requests >= self._settings.max_requests:
+            raise Overloaded(
+                f"{self._requests} requests are being answered, as many as are taken on at once; ask again soon",
+                _wait_s(scope),
+            )
+        self._requests += 1
+        try:
+            with Hold(self._held) as hold:
+                yield hold
+        finally:
+            self._requests -= 1
+
+    def _timed(self, scope: Scope, receive: Receive) -> Receive:
+        """Bound the time in which a body arrives; what is received afterwards is only that the caller has left."""
+        if scope["method"] in _BODILESS:
+            return receive
+        limit_s = self._settings.body_timeout_s
+        ends = asyncio.get_running_loop().time() + limit_s
+        arriving = True
+
+        async def receive_timed() -> Message:
+            nonlocal arriving
+            if not arriving:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(ends):
+                    message = await receive()
+            except TimeoutError:
+                raise TooSlow(f"the body did not arrive within {limit_s:g} s; send it faster, or less") from None
+            arriving = message.get("more_body", False)
+            return message
+
+        return receive_timed
+
+
+class _Loaded(Protocol):
+    queued_cost_s: float
+
+
+def _wait_s(scope: Scope) -> float:
+    """Return the seconds of work that are queued, where a scheduler knows them."""
+    serving = getattr(scope["app"].state, "serving", None)
+    scheduler: _Loaded | None = getattr(serving, "scheduler", None)
+    return max(_SOON_S, scheduler.queued_cost_s) if scheduler is not None else _SOON_S
+
+
+def route_path(scope: Scope) -> str:
+    """Return the path that routes are matched with: without the root path, which a proxy strips."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(root + "/") else path
