@@ -48,8 +48,8 @@ class Costs:
         """Return how many seconds a question is expected to take alone."""
         return _CALL_S + question.rows * _passes(question) * self._rate(question.kind)
 
-    def rows_in(self, seconds: float, question: Sized) -> int:
-        """Return how many rows of a question a single pass is expected to do in a time, one at least."""
+    def row_passes_in(self, seconds: float, question: Sized) -> int:
+        """Return how many rows × passes of a question are expected to run in a time, one at least."""
         return max(1, int(seconds / self._rate(question.kind)))
 
     def learn(self, questions: Sequence[Sized], seconds: float) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from service.prediction import Prediction, unfinite_rows
-from service.run import Answers, Part, Run
+from service.run import Answers, Part, Run, Step
 from service.tolerance import unsettled_rows
 
 _Result = TypeVar("_Result")
@@ -60,9 +60,9 @@ class Question:
         """Tell whether it can run together with others of its key."""
         return sum(each.rows for each in others) + self.rows <= self.run.rows_together(self.part)
 
-    def in_blocks_of(self, rows: int) -> "Question":
-        """Return it as one of which so many rows run together at most, where they need not all."""
-        return replace(self, run=replace(self.run, rows_at_once=rows))
+    def in_steps(self, step: Step) -> "Question":
+        """Return it as one that lets others have their turn after each step."""
+        return replace(self, run=replace(self.run, step=step))
 
     def waited_for(self, is_wanted: Callable[[], bool]) -> "Question":
         """Return it as one that is given up once nobody waits for it."""

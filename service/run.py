@@ -7,6 +7,7 @@ does not know who asked or what else is running.
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -67,6 +68,29 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Step:
+    """How much may run before others get their turn.
+
+    Attributes:
+        row_passes: Rows × passes of the first step, and rows of any.
+        seconds: How long a step should take, one pass at least.
+    """
+
+    row_passes: int
+    seconds: float
+
+    def passes(self, rows: int, before: tuple[int, float] | None) -> int:
+        """Return the most passes of some rows in the next step, a power of two so that noise is found again.
+
+        Args:
+            rows: How many.
+            before: How many passes the step before ran, and its seconds.
+        """
+        fit = self.row_passes / rows if before is None else before[0] * min(4.0, self.seconds / before[1])
+        return 1 << max(0, int(fit).bit_length() - 1)
+
+
+@dataclass(frozen=True)
 class Run:
     """One plan, ready to run.
 
@@ -76,7 +100,7 @@ class Run:
         outputs: What its outputs mean.
         memory_bytes: A ceiling on what is held at once besides the inputs and the answer.
         couples_rows: Whether all rows must run together.
-        rows_at_once: The most rows that run together where rows need not.
+        step: How much runs in a step, where others wait for it to end; None leaves it to memory and cache.
     """
 
     captured: Captured
@@ -84,7 +108,7 @@ class Run:
     outputs: Sequence[Output]
     memory_bytes: int
     couples_rows: bool
-    rows_at_once: int | None = None
+    step: "Step | None" = None
 
     def rows_together(self, part: Part) -> int:
         """Return how many rows like a part's run together: as many as fit into memory, one pass of them at least."""
@@ -94,7 +118,7 @@ class Run:
         free = self.memory_bytes - suffix.fixed - around.fixed
         if self.couples_rows:
             return part.rows
-        return max(1, min(free // row, self.rows_at_once or free))
+        return max(1, min(free // row, self.step.row_passes if self.step else free))
 
     def check_samples(self, part: Part) -> None:
         """Check that what must be kept of every pass fits into memory.
@@ -200,6 +224,7 @@ class _Block:
                       for index, part in enumerate(own)}  # fmt: skip
         self.parts = parts
         self.values = run.compiled.trunk(self.tensors)
+        self.before: tuple[int, float] | None = None  # how many passes the last step ran, and its seconds
 
     def steps(self) -> Generator[None, None, list[Quantities | None]]:
         """Run a chunk a step; return the quantities of each part."""
@@ -216,7 +241,9 @@ class _Block:
     def _run_chunk(self, first: int) -> int:
         """Run the next passes and return how many have run."""
         shapes = [tuple(each.shape) for each in self.tensors]
-        chunk = self.run.chunk(self.footprint, shapes, self.ask.per_row)
+        began, chunk = perf_counter(), self.run.chunk(self.footprint, shapes, self.ask.per_row)
+        if self.run.step:
+            chunk = min(chunk, self.run.step.passes(shapes[0][0], self.before))
         until = min(first + chunk, *(group.stop for group in self.groups))
         by_output = self.run.by_output(self.values, shapes, Draw(self.ask.seed, first, until - first, self.rows))
         at = 0
@@ -225,6 +252,7 @@ class _Block:
             is_all = len(self.groups) == 1
             group.add(by_output if is_all else [tuple(raw[:, own] for raw in each) for each in by_output])
             at += group.rows
+        self.before = until - first, perf_counter() - began
         return until
 
     def _go_on(self, kept: Sequence[Tensor | None]) -> None:

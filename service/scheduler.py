@@ -93,6 +93,9 @@ class _Run(Generic[Result]):
     def left_s(self) -> float:
         return max(0.0, self.cost_s - self.spent_s)
 
+    def is_wanted(self) -> bool:
+        return any(job.is_wanted() for job in self.jobs)
+
 
 class Scheduler(Generic[Result]):
     """One thread that steps through runs.
@@ -123,12 +126,13 @@ class Scheduler(Generic[Result]):
     @property
     def in_flight(self) -> int:
         """How many jobs are accepted and have not ended."""
-        return len(self._waiting) + sum(len(run.jobs) for run in list(self._active))
+        return sum(not job.future.done() for job in self._accepted())
 
     @property
     def queued_cost_s(self) -> float:
         """How many seconds the work that is accepted and not done is expected to take."""
-        return sum(job.cost_s for job in list(self._waiting)) + sum(run.left_s for run in list(self._active))
+        waiting_s = sum(job.cost_s for job in list(self._waiting) if not job.future.done())
+        return waiting_s + sum(run.left_s for run in list(self._active) if run.is_wanted())
 
     @property
     def stalled_s(self) -> float:
@@ -182,9 +186,12 @@ class Scheduler(Generic[Result]):
     def give_up(self, error: Exception) -> None:
         """Let whatever has not ended end in an error."""
         with self._changed:
-            for job in [*self._waiting, *(job for run in self._active for job in run.jobs)]:
+            for job in self._accepted():
                 job.fail(error)
             self._changed.notify()
+
+    def _accepted(self) -> list[Job[Result]]:
+        return [*self._waiting, *(job for run in list(self._active) for job in run.jobs)]
 
     def _work(self) -> None:
         while True:
@@ -237,7 +244,7 @@ class Scheduler(Generic[Result]):
 
     def _step(self, run: _Run[Result]) -> None:
         began = time.monotonic()
-        if not any(job.is_wanted() for job in run.jobs):
+        if not run.is_wanted():
             run.steps.close()
             self._end(run, [None] * len(run.jobs))
             return

@@ -1,6 +1,7 @@
 """Questions that one run answers together: each gets what it gets alone, whatever the others ask."""
 
 import functools
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from service.ask import Asked
 from service.costs import Costs
 from service.prediction import Prediction
 from service.question import Question, finished, together
+from service.run import Step
 from service.signature import Activation, Output, Task
 
 SOFTMAX = Output(task=Task.CLASSIFICATION, activation=Activation.SOFTMAX)
@@ -112,11 +114,32 @@ def test_nothing_runs_once_everybody_has_left() -> None:
 
 def test_rows_run_in_blocks_of_the_size_allowed_and_say_the_same() -> None:
     whole = classifier().question(rows(50, 1), Asked(passes=30))
-    parts = whole.in_blocks_of(7)
+    parts = whole.in_steps(Step(7, 10.0))
 
     same(finished(together([parts]))[0], finished(together([whole]))[0] or pytest.fail("nothing"))
     assert not parts.fits([parts])
     assert whole.fits([parts])
+
+
+def test_a_step_of_passes_is_as_long_as_it_may_be() -> None:
+    asked = classifier().question(rows(50, 1), Asked(passes=4000)).in_steps(Step(100, 0.002))
+    took, steps = [], together([asked])
+    while True:
+        began = time.perf_counter()
+        try:
+            next(steps)
+        except StopIteration:
+            break
+        took.append(time.perf_counter() - began)
+
+    assert len(took) > 5
+    assert sorted(took)[len(took) // 2] < 0.01
+
+
+@pytest.mark.parametrize("before", [None, (8, 0.1), (8, 0.001), (1, 100.0)])
+def test_steps_are_powers_of_two(before: tuple[int, float] | None) -> None:
+    passes = Step(1000, 0.05).passes(10, before)
+    assert passes == {None: 64, (8, 0.1): 4, (8, 0.001): 32, (1, 100.0): 1}[before]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +178,7 @@ def test_costs_are_learned_by_kind() -> None:
     assert costs.of(many) == pytest.approx(2.0, rel=0.05)
     assert costs.of(other) == pytest.approx(8.0, rel=0.05)
     assert costs.of(one) == pytest.approx(0.002, rel=0.4)
-    assert costs.rows_in(0.02, many) == pytest.approx(1000, rel=0.05)
+    assert costs.row_passes_in(0.02, many) == pytest.approx(1000, rel=0.05)
 
 
 def test_a_tolerance_costs_about_what_it_needs() -> None:

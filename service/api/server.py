@@ -7,6 +7,7 @@ all of them. A GPU cannot be used on both sides of a fork, so there the only wor
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -32,6 +33,7 @@ from service.signature import Input, Output
 from service.start import METRICS
 from service.threads import threads_each
 
+_SWITCH_S = 5e-4  # the computing thread asks for the interpreter at every operator, and would wait ten times as long
 _log = logging.getLogger("thinnet")
 
 
@@ -78,6 +80,7 @@ class Models:
         """Serve, in a worker."""
         settings, repository = self.settings, self.repository
         torch.set_num_threads(threads_each(settings.workers, settings.threads))
+        sys.setswitchinterval(_SWITCH_S)
         if repository is None:
             repository = Repository(settings.models, settings.device, settings.versions_kept)
             _tell(repository)

@@ -20,12 +20,13 @@ from service.prediction import Prediction
 from service.predictor import Predictor
 from service.question import Question, Steps, together
 from service.repository import Repository
+from service.run import Step
 from service.scheduler import Job, Scheduler
 from service.settings import Settings
 from service.wire import PredictRequest
 
 SMALL_BYTES = 1 << 15  # of a body that is read faster than a thread is asked
-_STEP_S = 0.05  # the longest that one pass of a block of rows should take
+_STEP_S = 0.05  # how long others wait for a step to end
 _Result = TypeVar("_Result")
 
 
@@ -117,7 +118,8 @@ class Serving:
         named = asked.passes, asked.variant, asked.p, asked.sites, asked.tolerance
         self._check_limits(rows, call.predictor.passes_of(*named))
         question = call.predictor.question(inputs, asked)
-        return replace(question.in_blocks_of(self.costs.rows_in(_STEP_S, question)), model=call.card.name)
+        step = Step(self.costs.row_passes_in(_STEP_S, question), _STEP_S)
+        return replace(question.in_steps(step), model=call.card.name)
 
     def _check_limits(self, rows: int, passes: int) -> None:
         settings = self.settings
