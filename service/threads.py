@@ -38,8 +38,14 @@ def threads_each(workers: int, asked: int = 0, cpus: int | None = None) -> int:
 
 
 def prepare_environment() -> None:
-    """Tell the numerical libraries what they read only once, when they are loaded; what is set already stays."""
+    """Tell the numerical libraries what they read only once, when they are loaded; what is set already stays.
+
+    A thread of OpenMP that waits spins for milliseconds, on a processor that the event loop or another process needs:
+    with two threads on two busy processors a server answered a third of the requests (`tests/performance/serving.py`).
+    """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's would start threads when it is imported
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:

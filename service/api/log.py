@@ -82,7 +82,7 @@ class Writer(logging.Handler):
         self._stream = stream
         self.lost = 0
         self._is_cut = False
-        self._start()
+        self._process = 0  # the thread starts with the first record: a process that forks is better off without
 
     def emit(self, record: logging.LogRecord) -> None:
         """Hand a record to the thread, or drop it where too many wait."""
@@ -95,9 +95,10 @@ class Writer(logging.Handler):
 
     def close(self) -> None:
         """Write what waits, for a moment at most, and end the thread."""
-        self._ending.set()
-        self._records.put(None)
-        self._thread.join(_FLUSH_S)
+        if self._process == os.getpid():
+            self._ending.set()
+            self._records.put(None)
+            self._thread.join(_FLUSH_S)
         super().close()
 
     def _start(self) -> None:

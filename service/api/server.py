@@ -126,6 +126,7 @@ def _config(settings: Settings) -> uvicorn.Config:
         log_level="warning",
         log_config=None,
         access_log=False,
+        loop="asyncio",  # measured beside uvloop, which does not answer more here
         backlog=1,
         **connection_options(settings),
     )

@@ -327,6 +327,7 @@ def _outcome(work: Callable[[], object]) -> int:
         traceback.print_exc()
         return 2
     finally:
+        logging.shutdown()  # what waits to be written would be lost
         sys.stdout.flush()
         sys.stderr.flush()
     return 0

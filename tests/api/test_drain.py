@@ -94,7 +94,10 @@ def test_under_load_nothing_that_was_accepted_is_lost(served: Running) -> None:
     assert {status for each in callers for status in each.statuses} <= {200, 503}
     assert [each.lost for each in callers if each.lost] == []
     assert all(each.refused == 1 for each in callers)
-    assert served.err.read_text() == ""
+    assert '"level":"error"' not in served.err.read_text()
+    assert "Traceback" not in served.err.read_text()
+    answered = sum(served.err.read_text().count(f'"message":"POST /predict {status}"') for status in (200, 503))
+    assert answered == sum(len(each.statuses) for each in callers), "a log that ends with its process lacks lines"
 
 
 def test_what_runs_is_finished_and_an_open_connection_is_told_that_it_ends(model: Path, tmp_path: Path) -> None:
