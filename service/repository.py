@@ -5,6 +5,7 @@ served leaves the others standing and answers with its reason.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -49,7 +50,11 @@ class Repository:
         self._device = check_device(device)
         self._models: dict[str, dict[int, Version]] = {}
         self.faults: dict[str, str] = {}
-        for home in _model_folders(folder):
+        try:
+            homes = list(_model_folders(folder))
+        except OSError as error:  # a mount that this user may not read
+            raise InvalidModelFolder(f"{error.filename}: {error.strerror}; let user {os.getuid()} read it") from None
+        for home in homes:
             self._read(home)
         if not any(self._models.values()):
             reasons = "; ".join(self.faults.values()) or "it has no model folder with a model.toml"
