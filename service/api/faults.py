@@ -6,6 +6,7 @@ from uuid import uuid4
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from service.api.bodies import json_answer
 from service.errors import ModelFault, ThinnetError
@@ -19,6 +20,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ThinnetError, _ours)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(Exception, _internal)
 
 
@@ -47,6 +49,10 @@ async def _http(request: Request, error: Exception) -> Response:
 async def _validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     return json_answer({"error": first_problem(error.errors(), {})}, 400)
+
+
+async def _left(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it; no fault of the server's
 
 
 async def _internal(request: Request, error: Exception) -> Response:

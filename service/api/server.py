@@ -24,6 +24,7 @@ def run(settings: Settings) -> None:
     with config.bind_socket() as listener:  # before loading: a port in use is told at once
         repository = Repository(settings.models, settings.device)
         config.app = create_app(settings, repository)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio leaves it off for such a socket
         listener.listen(config.backlog)  # what is printed next can be called at once
         print(banner(repository, _address(settings, listener), settings), flush=True)
         uvicorn.Server(config).run(sockets=[listener])
