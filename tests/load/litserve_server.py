@@ -1,6 +1,6 @@
 """MC dropout as LitServe's user writes it: N copies of the rows in one call, mean and variance over them.
 
-Run with the workload's name, the port and the batch size; it does not know thinnet's service.
+Run with the workload's name, the port, the batch size and the queue (`fast` or `usual`).
 """
 
 import sys
@@ -63,5 +63,5 @@ class AloneByHand(ByHand):
 if __name__ == "__main__":
     name, port, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     api = (ByHand if batch > 1 else AloneByHand)(name, batch)
-    server = litserve.LitServer(api, accelerator="cpu", devices=1, timeout=120, fast_queue="slow-queue" not in sys.argv)
+    server = litserve.LitServer(api, accelerator="cpu", devices=1, timeout=120, fast_queue=sys.argv[4] == "fast")
     server.run(host="127.0.0.1", port=port, log_level="warning", generate_client_file=False)

@@ -25,4 +25,4 @@ class Sizes:
 
 
 QUICK = Sizes(requests=300, pool=75, leavers=60, overload_s=6, soak_s=10, cases=60)
-WHOLE = Sizes(requests=5000, pool=1500, leavers=1000, overload_s=60, soak_s=1200, cases=3500)
+WHOLE = Sizes(requests=5000, pool=1500, leavers=1000, overload_s=60, soak_s=1200, cases=4000)

@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -140,15 +141,15 @@ def beside_litserve(told: argparse.Namespace, workloads: list[Workload], folder:
                     rows.append(Row(each.name, f"thinnet, {seeds}", clients, measured))
                     print_row(rows[-1])
     for each in workloads:
-        for batch in told.batches:
-            arguments = ("litserve_server.py", each.name, "PORT", str(batch), *told.litserve_options)
+        for batch, queue in product(told.batches, told.queues):
+            arguments = ("litserve_server.py", each.name, "PORT", str(batch), queue)
             with other_server(told.litserve_python, *arguments) as url:
                 body = bodies[each.name]["fresh seeds"]
                 if not agree(mine[each.name], moments(url, body.read_bytes()), each.passes):
                     raise SystemExit(f"{each.name}: LitServe's mean and variance are not thinnet's")
                 for clients in told.clients:
                     measured = warm_and_measure(url, body, clients, told.seconds)
-                    rows.append(Row(each.name, f"LitServe, batch {batch}", clients, measured))
+                    rows.append(Row(each.name, f"LitServe, batch {batch}, {queue} queue", clients, measured))
                     print_row(rows[-1])
     return rows
 
@@ -185,8 +186,8 @@ def verdicts(rows: list[Row]) -> Iterator[str]:
     for workload, clients in dict.fromkeys((row.workload, row.clients) for row in rows):
         own = [row for row in rows if (row.workload, row.clients) == (workload, clients)]
         others = [row.measured for row in own if not row.server.startswith("thinnet")]
-        best = max((each.per_s for each in others if not each.others), default=0.0)
-        quickest = min((each.p99_ms for each in others if not each.others), default=0.0)
+        best = max((each.per_s for each in others if each.per_s and not each.others), default=0.0)
+        quickest = min((each.p99_ms for each in others if each.per_s and not each.others), default=0.0)
         for row in own:
             if row.server.startswith("thinnet") and best:
                 ratio, wanted = row.measured.per_s / best, WANTED.get(workload, {}).get(clients, OVERHEAD)
@@ -202,7 +203,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
     parser.add_argument("--batches", type=int, nargs="*", default=BATCHES, help="LitServe's batch sizes")
     parser.add_argument("--litserve-python", default=sys.executable, help="an interpreter that has LitServe")
-    parser.add_argument("--litserve-options", nargs="*", default=[], help="such as slow-queue")
+    parser.add_argument("--queues", nargs="+", default=["fast", "usual"], help="LitServe's queues between processes")
     told = parser.parse_args()
     chosen = [each for each in WORKLOADS if each.name in WANTED and (told.only or each.name) in each.name]
     print("| workload | clients | server | requests/s | p50, ms | p99, ms | others |\n|---|---|---|---|---|---|---|")
