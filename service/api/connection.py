@@ -4,8 +4,11 @@ What a request's own limits cannot see, since it has not come in whole: heads th
 """
 
 import asyncio
+import fcntl
 import socket
 import struct
+import sys
+import termios
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
@@ -134,12 +137,17 @@ class LimitedConnection(Connection):
     def _watch(self) -> None:
         """End the connection if its caller reads nothing of what is left to be sent."""
         self._unwatch()
-        unread_bytes = self.transport.get_write_buffer_size()
-        if unread_bytes:
-            self._stall = self.loop.call_later(self.settings.write_timeout_s, self._is_stalled, unread_bytes)
+        if self.transport.get_write_buffer_size():
+            limit_s = self.settings.write_timeout_s
+            self._stall = self.loop.call_later(limit_s, self._is_stalled, self._unread_bytes())
+
+    def _unread_bytes(self) -> int:
+        """Return what is left here and in the kernel, which takes megabytes before a slow reader shows here."""
+        queued = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        return self.transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
 
     def _is_stalled(self, unread_bytes: int) -> None:
-        if self.transport.get_write_buffer_size() >= unread_bytes:
+        if self._unread_bytes() >= unread_bytes:
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
             self.transport.abort()
         else:
