@@ -68,10 +68,16 @@ def until(true: Callable[[], bool], within_s: float = SHORT_S) -> None:
 
 
 @contextmanager
-def running(scratch: Path, *arguments: str, wait: bool = True, **environment: str) -> Iterator[Running]:
-    """Run `thinnet serve` on a free port of the loopback, waiting until it has said what it serves."""
+def running(
+    scratch: Path, *arguments: str, wait: bool = True, before: str = "", **environment: str
+) -> Iterator[Running]:
+    """Run `thinnet serve` on a free port of the loopback, waiting until it has said what it serves.
+
+    Python given as `before` runs first, in the same process.
+    """
     out, err = scratch / "out.txt", scratch / "err.txt"
-    command = [sys.executable, "-m", "service.cli", "serve", *arguments, "--port", "0"]
+    code = f"import sys; from service.cli import main; {before}\nsys.argv[0] = 'thinnet'; main()"
+    command = [sys.executable, "-c", code, "serve", *arguments, "--port", "0"]
     with out.open("w") as stdout, err.open("w") as stderr:
         process = subprocess.Popen(
             command,

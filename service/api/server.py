@@ -47,17 +47,22 @@ def run(settings: Settings) -> int:
     """
     log.configure(settings)
     keys = keys_of(settings)
-    forks = settings.device.split(":")[0] == "cpu"
-    if settings.workers > 1 and not forks:
+    shares = is_shared(settings.device)
+    if settings.workers > 1 and not shares:
         raise NotReady(f"workers = {settings.workers} cannot share the device {settings.device!r}; serve with 1 worker")
     torch.set_num_threads(1)  # a pool of threads would not be there after a fork
     with _config(settings).bind_socket() as listener:  # before loading: a port in use is told at once
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # no waiting for an ACK
-        repository = Repository(settings.models, settings.device, settings.versions_kept) if forks else None
+        repository = Repository(settings.models, settings.device, settings.versions_kept) if shares else None
         listener.listen(BACKLOG)
         table = Heartbeats(settings.workers, settings.stall_s)
         job = Models(settings, listener, repository, keys)
         return Supervisor(job, table, settings.drain_s, settings.stall_s).run()
+
+
+def is_shared(device: str) -> bool:
+    """Whether what was made on a device can be used on both sides of a fork."""
+    return device.split(":")[0] == "cpu"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Several processes serve as one does: the same answers, one copy of the weights, ready again when one is killed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,6 @@ import time
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
-from shutil import rmtree
 
 import pytest
 import torch
@@ -117,12 +117,34 @@ def test_a_worker_whose_supervisor_is_killed_ends(models: Path, tmp_path: Path) 
         found.process.wait()
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 10)
         for left in Path("/dev/shm").glob(f"thinnet-{found.process.pid}-*"):
-            rmtree(left)  # nobody is there who would
+            shutil.rmtree(left)  # nobody is there who would
 
 
 def test_a_gpu_takes_one_worker_only() -> None:
     with pytest.raises(NotReady, match="workers = 2 cannot share the device 'cuda:1'; serve with 1 worker"):
         run(Settings(device="cuda:1", workers=2))
+
+
+UNSHARED = "import service.api.server as s; s.is_shared = lambda device: False"
+
+
+def test_a_worker_that_reads_its_own_models_is_served_and_renewed_alike(models: Path, tmp_path: Path) -> None:
+    """What a GPU needs, on the CPU."""
+    folder = shutil.copytree(models / "small", tmp_path / "small")
+    with running(tmp_path, str(folder), before=UNSHARED) as found:
+        first = found.workers()
+        assert len(first) == 1
+        assert found.ask("POST", "/predict", SMALL)[1]["version"] == 1
+        shutil.copytree(folder / "1", folder / "2")
+        found.send(signal.SIGHUP)
+        until(lambda: found.ask("POST", "/predict", SMALL)[1]["version"] == 2)
+        until(lambda: len(found.workers()) == 1 and found.workers() != first)
+        assert found.told().count(" at http://") == 1
+        assert found.end() == 0
+    (folder / "model.toml").write_text("broken = ")
+    with running(tmp_path, str(folder), before=UNSHARED, wait=False) as found:
+        assert found.process.wait(60) == 1
+        assert "error: nothing in " in found.told()
 
 
 def forks(models: Path, count: int) -> None:

@@ -24,8 +24,8 @@ SHAPES = {"lenet": (1, 28, 28), "wide": (64,)}
 CONFIGURATIONS: dict[str, dict[str, str]] = {
     "1 worker, 1 thread": {"THINNET_THREADS": "1"},
     "1 worker, 2 threads": {"THINNET_THREADS": "2"},
-    "1 worker, 2 threads, OMP_WAIT_POLICY=passive": {"THINNET_THREADS": "2", "OMP_WAIT_POLICY": "passive"},
-    "1 worker, 2 threads, GOMP_SPINCOUNT=1000": {"THINNET_THREADS": "2", "GOMP_SPINCOUNT": "1000"},
+    "1 worker, 2 threads, sleeping at once": {"THINNET_THREADS": "2", "OMP_WAIT_POLICY": "passive"},
+    "1 worker, 2 threads, spinning as by default": {"THINNET_THREADS": "2", "GOMP_SPINCOUNT": "300000"},
     "2 workers, 1 thread each": {"THINNET_THREADS": "1", "THINNET_WORKERS": "2"},
 }
 
