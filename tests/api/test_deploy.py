@@ -59,9 +59,11 @@ def answering(status: int) -> Iterator[int]:
     with HTTPServer(("127.0.0.1", 0), type("Fixed", (Answer,), {"status": status})) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
-        yield server.server_port
-        server.shutdown()
-        thread.join()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_the_last_stage_installs_nothing_and_takes_only_what_was_built() -> None:
