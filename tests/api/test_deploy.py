@@ -29,7 +29,6 @@ PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 POD_ENVIRONMENT = {each["name"]: each["value"] for each in IN_POD["env"]}
 BYTES = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 LIBRARIES_AND_MODELS_BYTES = 1 << 30
-PENDING = {"THINNET_ALLOW_ANONYMOUS", "THINNET_KEYS_FILE", "THINNET_DRAIN_S"}  # of work that is under way
 
 
 def amount_bytes(text: str) -> int:
@@ -155,7 +154,7 @@ def test_every_variable_is_a_setting(environment: dict[str, str]) -> None:
     names = {name for name in environment if name.startswith("THINNET_")}
     assert names
     unknown = names - {f"THINNET_{name.upper()}" for name in Settings.model_fields}
-    assert not unknown - PENDING
+    assert not unknown
 
 
 @pytest.mark.parametrize("environment", [COMPOSE["environment"], POD_ENVIRONMENT], ids=["compose", "kubernetes"])

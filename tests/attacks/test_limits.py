@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Event
-from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -507,6 +506,12 @@ def test_the_time_of_a_body_ends_with_it() -> None:
 # when to ask again
 
 
+class _Busy:
+    """A scheduler with work for some seconds."""
+
+    in_flight, queued_cost_s, stalled_s, closed = 1, 7.2, 0.0, False
+
+
 def test_who_is_turned_away_is_told_how_much_is_queued(serve: Serve) -> None:
     entered, leave = Event(), Event()
 
@@ -516,7 +521,7 @@ def test_who_is_turned_away_is_told_how_much_is_queued(serve: Serve) -> None:
 
     with serve(max_requests=1) as client, ThreadPoolExecutor(1) as pool:
         client.app.add_api_route("/wait", wait)  # type: ignore[attr-defined] # it is our app
-        client.app.state.serving.scheduler = SimpleNamespace(queued_cost_s=7.2)  # type: ignore[attr-defined] # the same
+        client.app.state.serving.scheduler = _Busy()  # type: ignore[attr-defined] # the same
         first = pool.submit(client.get, "/wait")
         assert entered.wait(WAIT_S)
         late = client.get("/v2")
