@@ -1,8 +1,12 @@
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from caller import LIMITS, WAIT_S, works
 from guarded import Serve
+from served import server
 from torch import nn
 
 from service import Predictor
@@ -20,3 +24,18 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def serve(line: Path) -> Serve:
     return Serve(line)
+
+
+@pytest.fixture(scope="session")
+def limited_port(line: Path) -> Iterator[int]:
+    with server(str(line), OMP_NUM_THREADS="1", **LIMITS) as address:
+        yield int(address.rsplit(":", 1)[1])
+
+
+@pytest.fixture
+def port(limited_port: int) -> Iterator[int]:
+    """The port of a server with small limits, which goes on after whatever a test did to it."""
+    yield limited_port
+    deadline = time.monotonic() + WAIT_S
+    while not works(limited_port):
+        assert time.monotonic() < deadline
