@@ -6,6 +6,7 @@ before a second reading goes on where the new state of the folder cannot be.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -138,7 +139,11 @@ class Repository:
         return names[0]
 
     def _read_all(self, before: Mapping[str, dict[int, Version]], pause: Callable[[], None]) -> None:
-        for home in _model_folders(self._folder):
+        try:
+            homes = list(_model_folders(self._folder))
+        except OSError as error:  # a mount that this user may not read
+            raise InvalidModelFolder(f"{error.filename}: {error.strerror}; let user {os.getuid()} read it") from None
+        for home in homes:
             pause()
             self._read(home, before.get(home.name, {}))
         if not self._models:

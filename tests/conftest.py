@@ -12,3 +12,8 @@ import torch
 @pytest.fixture(autouse=True)
 def _own_random_state() -> None:
     torch.manual_seed(5)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--whole", action="store_true", help="run tests/load at its whole size")
+    parser.addoption("--soak-s", type=float, help="how long tests/load soaks (seconds)")

@@ -38,6 +38,7 @@ def create_app(
         InvalidSettings: The keys cannot be read, or the address is public and there are none.
     """
     settings = settings or Settings()
+    keys = keys_of(settings) if keys is None else keys
     repository = repository or Repository(settings.models, settings.device)
     app = FastAPI(
         title="thinnet",
@@ -55,10 +56,10 @@ def create_app(
     app.include_router(predict.router)
     app.include_router(open_inference.router)
     app.include_router(limits.router)
-    docs.install(app, repository)
+    docs.install(app, repository, keyed=bool(keys))
     docs_page.install(app)
     app.add_api_route("/", _root, include_in_schema=False)
-    app.add_middleware(Guard, settings=settings, keys=keys_of(settings) if keys is None else keys)
+    app.add_middleware(Guard, settings=settings, keys=keys)
     app.add_middleware(Observed, metrics=app.state.metrics)
     app.add_middleware(Envelope)  # added last, so that it is around all others
     return app

@@ -4,14 +4,22 @@ What a request's own limits cannot see, since it has not come in whole: heads th
 """
 
 import asyncio
+import fcntl
 import socket
 import struct
-from typing import Any, ClassVar
+import sys
+import termios
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.h11_impl import H11Protocol as Connection
+else:
+    Connection = object  # or HttpToolsProtocol, which has the same methods: whichever uvicorn would take
 
 _STATUS = {
     400: b"400 Bad Request",
@@ -25,18 +33,19 @@ _READ_BYTES = 256 * 1024  # what asyncio reads at once
 
 def connection_options(settings: Settings) -> dict[str, Any]:
     """Return what `uvicorn.Config` is told of connections."""
-    limited = type("Limited", (LimitedProtocol,), {"settings": settings})
+    limited = type("Limited", (LimitedConnection, AutoHTTPProtocol), {"settings": settings})
     head_bytes = settings.max_header_bytes + settings.max_target_bytes + _READ_BYTES  # ours is met first
     return {"http": limited, "h11_max_incomplete_event_size": head_bytes, "server_header": False, "ws": "none"}
 
 
-class LimitedProtocol(H11Protocol):
+class LimitedConnection(Connection):
     """uvicorn's connection with an end to every wait, and refusals that are JSON as all others."""
 
     settings: ClassVar[Settings]
     _timer: asyncio.TimerHandle | None = None  # until the head is whole, or the rest of a refused body is in
     _stall: asyncio.TimerHandle | None = None  # while the caller does not read
-    _head_bytes = 0
+    _head_bytes = 0  # since the last whole head
+    _parsed_bytes = 0  # of one request's line, headers and trailers
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """Take a connection on, where there is room."""
@@ -62,9 +71,8 @@ class LimitedProtocol(H11Protocol):
             self._disarm()
         elif waiting and not self.transport.is_closing():
             self._head_bytes += len(data)
-            limit_bytes = self.settings.max_header_bytes + self.settings.max_target_bytes
-            if self._head_bytes > limit_bytes:
-                self._refuse(431, f"the request line and headers have more than the {limit_bytes} bytes that are read")
+            if self._head_bytes > self._limit_bytes:
+                self._refuse(431, self._head_is_large())
             elif self._timer is None:
                 self._arm(self._head_is_late)
 
@@ -74,7 +82,7 @@ class LimitedProtocol(H11Protocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._watch()
-        elif answered.more_body and self.cycle is answered:
+        elif self.cycle is answered and answered.response_complete and answered.more_body:
             self._arm(self._close)
 
     def timeout_keep_alive_handler(self) -> None:
@@ -85,6 +93,34 @@ class LimitedProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP."""
         self._refuse(400, "this is no whole request of HTTP/1.1; correct its request line, headers or chunks")
+
+    def on_message_begin(self) -> None:
+        """Count anew; httptools calls this and the next two, and bounds none of what it is given."""
+        self._parsed_bytes = 0
+        super().on_message_begin()  # type: ignore[misc] # of httptools
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the request line."""
+        self._count(len(url))
+        super().on_url(url)  # type: ignore[misc] # of httptools
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, or a trailer behind the body."""
+        self._count(len(name) + len(value) + 4)  # ": " and the line's end
+        super().on_header(name, value)  # type: ignore[misc] # of httptools
+
+    def _count(self, count: int) -> None:
+        self._parsed_bytes += count
+        if self._parsed_bytes > 2 * self._limit_bytes:  # what is less is refused by name, once it is whole
+            self._refuse(431, self._head_is_large())
+            raise ValueError(self._head_is_large())  # the parser ends
+
+    @property
+    def _limit_bytes(self) -> int:
+        return self.settings.max_header_bytes + self.settings.max_target_bytes
+
+    def _head_is_large(self) -> str:
+        return f"the request line and headers have more than the {self._limit_bytes} bytes that are read"
 
     def pause_writing(self) -> None:
         """Wait for the caller to read, and not for ever."""
@@ -101,12 +137,17 @@ class LimitedProtocol(H11Protocol):
     def _watch(self) -> None:
         """End the connection if its caller reads nothing of what is left to be sent."""
         self._unwatch()
-        unread_bytes = self.transport.get_write_buffer_size()
-        if unread_bytes:
-            self._stall = self.loop.call_later(self.settings.write_timeout_s, self._is_stalled, unread_bytes)
+        if self.transport.get_write_buffer_size():
+            limit_s = self.settings.write_timeout_s
+            self._stall = self.loop.call_later(limit_s, self._is_stalled, self._unread_bytes())
+
+    def _unread_bytes(self) -> int:
+        """Return what is left here and in the kernel, which takes megabytes before a slow reader shows here."""
+        queued = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        return self.transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
 
     def _is_stalled(self, unread_bytes: int) -> None:
-        if self.transport.get_write_buffer_size() >= unread_bytes:
+        if self._unread_bytes() >= unread_bytes:
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
             self.transport.abort()
         else:
@@ -138,7 +179,8 @@ class LimitedProtocol(H11Protocol):
         self._disarm()
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        cycle, queued = self.cycle, getattr(self, "pipeline", ())
+        if cycle is None or cycle.response_complete or (cycle.more_body and not cycle.response_started and not queued):
             body = orjson.dumps({"error": message})
             again = b"Retry-After: 1\r\n" if status == 429 else b""
             head = b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n%b\r\n"

@@ -19,12 +19,21 @@ _BODIES = {"/predict": PredictRequest, "/v2/models/{model}/infer": InferRequest}
 _REFERENCE = "#/components/schemas/{model}"
 
 
-def install(app: FastAPI, repository: Repository) -> None:
-    """Let the app describe itself with the models' examples, made when first asked for."""
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
+
+def install(app: FastAPI, repository: Repository, *, keyed: bool = False) -> None:
+    """Let the app describe itself with the models' examples, made when first asked for, and how a key is sent."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = _document(app, repository)
+            if keyed:
+                app.openapi_schema["components"]["securitySchemes"] = _SCHEMES
+                app.openapi_schema["security"] = [{name: []} for name in _SCHEMES]
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign] # FastAPI's own way to extend the document

@@ -1,11 +1,12 @@
 """What every exchange has: an id of the request, and headers that keep browsers from harm; it does not know routes."""
 
 import re
-from uuid import uuid4
+from os import urandom
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 REQUEST_ID = b"x-request-id"
+_ID_BYTES = 16
 _SANE = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _SECURITY: tuple[tuple[bytes, bytes], ...] = (
     (b"cache-control", b"no-store"),
@@ -48,11 +49,11 @@ class Envelope:
 def request_id(scope: Scope) -> str:
     """Return the id of a request; a new one where it has none."""
     found = scope.get("state", {}).get("request_id")
-    return found if isinstance(found, str) else uuid4().hex
+    return found if isinstance(found, str) else urandom(_ID_BYTES).hex()
 
 
 def _number(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == REQUEST_ID and _SANE.fullmatch(value):
             return str(value, "ascii")
-    return uuid4().hex
+    return urandom(_ID_BYTES).hex()

@@ -8,8 +8,7 @@ from math import ceil
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from service.api.bodies import json_answer
 from service.api.envelope import request_id
@@ -21,8 +20,7 @@ _FOLDERS = re.compile(r"(?<![\w.:/-])/(?:[^\s/:;,'\"()\[\]]+/)+")
 
 
 def install(app: FastAPI) -> None:
-    """Let every error of an app be answered as JSON; comes before other middleware, which then is around it."""
-    app.add_middleware(Faults)
+    """Let every error of an app be answered as JSON."""
     app.add_exception_handler(ThinnetError, _ours)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
@@ -52,35 +50,6 @@ def internal_fault(scope: Scope, error: Exception) -> Response:
     number = request_id(scope)
     _log.error("%s %s: internal fault %s", scope["method"], scope["path"], number, exc_info=error)
     return json_answer({"error": f"an internal fault; the server's log has it under {number}"}, 500)
-
-
-class Faults:
-    """Answer what no handler knows inside of other middleware, so that they see every answer.
-
-    Args:
-        app: The application inside.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, whatever is raised; a caller who left is answered nothing."""
-        begun = False
-
-        async def begin(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive, begin)
-        except ClientDisconnect:
-            scope.setdefault("state", {})["reason"] = "client_gone"
-        except Exception as error:
-            if begun or scope["type"] != "http":
-                raise
-            await internal_fault(scope, error)(scope, receive, send)
 
 
 @cache

@@ -1,21 +1,17 @@
 """What is asked of every request before its body is read: size, key, room; it does not know what routes answer."""
 
 import asyncio
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.bodies import Held, Hold
-from service.api.faults import answer_to, internal_fault
+from service.api.faults import answer_to, internal_fault, reason_of
 from service.api.keys import ANONYMOUS, Keys
 from service.errors import HeadersTooLarge, Overloaded, TargetTooLong, ThinnetError, TooSlow
 from service.settings import Settings
 
-_log = logging.getLogger("thinnet")
 HEALTH = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
 METRICS = "/metrics"
 _BODILESS = ("GET", "HEAD", "OPTIONS")
@@ -50,7 +46,7 @@ class Guard:
             await self._app(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
+        started, state = False, scope.setdefault("state", {})
 
         async def send_noted(message: Message) -> None:
             nonlocal started
@@ -58,21 +54,34 @@ class Guard:
             await send(message)
 
         try:
-            self._check_head(scope)
-            path = route_path(scope)
-            state = scope.setdefault("state", {})
-            state["key"] = ANONYMOUS if path in self._open else self._keys.authenticate(scope["headers"])
-            with self._room(scope, path) as state["hold"]:
-                await self._app(scope, self._timed(scope, receive), send_noted)
+            await self._admit(scope, receive, send_noted)
         except ThinnetError as error:
+            state["reason"] = reason_of(type(error).__name__)
             await answer_to(error)(scope, receive, send)
         except ClientDisconnect:
-            return  # nobody is there to be told
+            state["reason"] = "client_gone"  # nobody is there to be told
         except Exception as error:
             answer = internal_fault(scope, error)
             if started:  # half an answer is out: only an end of the connection says that it is none
                 raise
             await answer(scope, receive, send)
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._check_head(scope)
+        path, state = route_path(scope), scope.setdefault("state", {})
+        state["key"] = ANONYMOUS if path in self._open else self._keys.authenticate(scope["headers"])
+        counted = path not in self._free
+        if counted and self._requests >= self._settings.max_requests:
+            raise Overloaded(
+                f"{self._requests} requests are being answered, as many as are taken on at once; ask again soon",
+                _wait_s(scope),
+            )
+        self._requests += counted
+        try:
+            with Hold(self._held) as state["hold"]:
+                await self._app(scope, self._timed(scope, receive), send)
+        finally:
+            self._requests -= counted
 
     def _check_head(self, scope: Scope) -> None:
         settings = self._settings
@@ -87,23 +96,6 @@ class Guard:
             raise HeadersTooLarge(
                 f"the headers have {header_bytes} bytes, at most {settings.max_header_bytes} are read; send fewer"
             )
-
-    @contextmanager
-    def _room(self, scope: Scope, path: str) -> Iterator[Hold]:
-        if path in self._free:
-            yield Hold(self._held)
-            return
-        if self._requests >= self._settings.max_requests:
-            raise Overloaded(
-                f"{self._requests} requests are being answered, as many as are taken on at once; ask again soon",
-                _wait_s(scope),
-            )
-        self._requests += 1
-        try:
-            with Hold(self._held) as hold:
-                yield hold
-        finally:
-            self._requests -= 1
 
     def _timed(self, scope: Scope, receive: Receive) -> Receive:
         """Bound the time in which a body arrives; what is received afterwards is only that the caller has left."""

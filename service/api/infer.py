@@ -59,11 +59,13 @@ class InferRequest(BaseModel):
     `parameters` takes `passes`, `variant`, `p`, `seed` (a number, or "fresh"), `scope`, `row_offset`, `estimator`,
     `tolerance`, `precision`, `timeout_s`, and `sites` as a string that holds a JSON object. `outputs` names quantities:
     `mean`, `variance`, `entropy`, `quantile_0.9`, …; `<output>.<quantity>` where there are several outputs.
+    `model_name` may repeat the path's name, as KServe's client does.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     id: StrictStr | None = None
+    model_name: StrictStr | None = None
     parameters: Parameters = {}
     inputs: list[InferInput]
     outputs: list[InferOutput] = []
@@ -164,6 +166,10 @@ def to_predict_request(inference: Inference, model: str, version: str | None) ->
         BadRequest: A parameter is unknown or malformed.
     """
     parameters = inference.request.parameters
+    if inference.request.model_name not in (None, model):
+        raise BadRequest(
+            f"model_name is {inference.request.model_name[:80]!r}, the path says {model[:80]!r}; leave it out"
+        )
     for name in parameters:
         if name not in (*_OURS, *_RESERVED) and not name.startswith("triton_"):
             raise BadRequest(f"parameter {name[:40]!r} is not known; the parameters are {', '.join(_OURS)}")

@@ -2,14 +2,19 @@
 
 import logging
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
+from fastapi.responses import StreamingResponse
 from guarded import Serve
 from starlette.testclient import TestClient
 
 from service.api.faults import public
 from service.api.keys import Keys, make_key
+from service.graph.compiled import Compiled
 from service.predictor import Predictor
 
 BODY = {"inputs": [[1, 2, 3]]}
@@ -61,7 +66,7 @@ def test_every_answer_is_sealed(client: TestClient, method: str, path: str, cont
 def test_refusals_of_keys_and_internal_faults_are_sealed_too(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     _, line = make_key("alice")
     keys = Keys([("alice", bytes.fromhex(line.split()[1]), None)])
-    monkeypatch.setattr(Predictor, "predict", broken)
+    monkeypatch.setattr(Compiled, "run", broken)
     for answer, status in (
         (serve(keys).get("/limits"), 401),
         (serve().post("/predict", json=BODY), 500),
@@ -91,7 +96,7 @@ def test_no_two_requests_have_one_id(client: TestClient) -> None:
 def test_an_internal_fault_is_its_id_in_body_header_and_log(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(Predictor, "predict", broken)
+    monkeypatch.setattr(Compiled, "run", broken)
     with caplog.at_level(logging.ERROR, "thinnet"):
         answer = client.post("/predict", json=BODY, headers={"X-Request-Id": "mine-1"})
     assert answer.status_code == 500
@@ -105,11 +110,43 @@ def test_an_internal_fault_is_its_id_in_body_header_and_log(
 def test_a_fault_is_logged_once_and_its_inputs_never(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(Predictor, "predict", broken)
+    monkeypatch.setattr(Compiled, "run", broken)
     client.post("/predict", json={"inputs": [[1.2345, 2, 3]]}, headers={"Authorization": "Bearer thinnet_mine"})
     assert len(caplog.records) == 1
     assert "1.2345" not in caplog.text
     assert "thinnet_mine" not in caplog.text
+
+
+def test_half_an_answer_is_cut_off_not_finished(serve: Serve) -> None:
+    async def half() -> AsyncIterator[bytes]:
+        yield b"half"
+        raise RuntimeError("on the way")
+
+    async def stream() -> StreamingResponse:
+        return StreamingResponse(half())
+
+    app = serve().app
+    app.add_api_route("/half", stream)  # type: ignore[attr-defined] # it is our app
+    with pytest.raises(RuntimeError, match="on the way"):
+        TestClient(app).get("/half")
+
+
+def test_a_caller_who_leaves_before_the_end_of_the_body_is_no_fault(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    arriving = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(arriving)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": []}
+    anyio.run(client.app, scope, receive, send)
+    assert sent == []
+    assert caplog.records == []
 
 
 def test_the_documentation_loads_only_what_the_server_has(client: TestClient) -> None:

@@ -2,6 +2,7 @@
 
 import hmac
 import os
+import select
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import pytest
 from fastapi import Request, Response
 from guarded import Serve
 from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from service import cli
 from service.api import keys as keys_module
@@ -23,6 +25,7 @@ from service.errors import InvalidSettings, TooManyRequests, Unauthorized
 from service.settings import Settings
 
 BODY = {"inputs": [[1, 2, 3]]}
+WAIT_S = 10
 
 
 def keys_file(folder: Path, *lines: str) -> Path:
@@ -114,11 +117,25 @@ def test_every_route_but_health_asks_for_a_key(serve: Serve, pair: tuple[str, Ke
         assert client.get(path).status_code == 200
 
 
+def test_the_document_says_how_a_key_is_sent_where_one_is_needed(serve: Serve, pair: tuple[str, Keys]) -> None:
+    made, keys = pair
+    document = serve(keys).get("/openapi.json", headers={"X-API-Key": made}).json()
+    assert document["security"] == [{"bearer": []}, {"header": []}]
+    assert document["components"]["securitySchemes"]["header"]["name"] == "X-API-Key"
+    assert "security" not in serve().get("/openapi.json").json()
+
+
+def test_a_socket_of_another_kind_is_closed(serve: Serve, pair: tuple[str, Keys]) -> None:
+    client = serve(pair[1])
+    with pytest.raises(WebSocketDisconnect, match=r"^$") as closed, client.websocket_connect("/v2/health/live"):
+        pass
+    assert closed.value.code == 1000
+
+
 @pytest.mark.parametrize(
     "path",
     [
         "/v2/health/live/",
-        "//v2/health/live",
         "/V2/HEALTH/LIVE",
         "/v2/health/live/../../models",
         "/v2/health/live%2f..%2f..%2fmodels",
@@ -292,6 +309,36 @@ def test_threads_spend_one_share(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(spent, range(400))) == 50
+
+
+def test_one_thread_waits_for_another_to_write_what_it_spent() -> None:
+    key = limited(600)
+    assert key.ledger is not None
+    with ThreadPoolExecutor(1) as pool:
+        with key.ledger.entry(key.index):
+            spending = pool.submit(key.spend, 1)
+            time.sleep(0.1)
+            assert not spending.done()
+        assert spending.result(WAIT_S) is None
+
+
+def test_one_process_waits_for_another_to_write_what_it_spent() -> None:
+    key, (told, tell), (answered, answer) = limited(600), os.pipe(), os.pipe()
+    assert key.ledger is not None
+    child = os.fork()
+    if child == 0:
+        os.read(told, 1)
+        key.spend(200)
+        os.write(answer, b"x")
+        os._exit(0)
+    with key.ledger.entry(key.index):
+        os.write(tell, b"x")
+        assert not select.select([answered], [], [], 0.2)[0]
+    assert os.read(answered, 1) == b"x"
+    assert os.waitpid(child, 0)[1] == 0
+    for end in (told, tell, answered, answer):
+        os.close(end)
+    assert 400 <= (key.left_s() or 0) < 500
 
 
 def test_processes_spend_one_share_and_a_dead_one_locks_nobody_out() -> None:
