@@ -27,8 +27,7 @@ def prepared() -> Iterator[None]:
         NotReady: There is no place for the metrics.
     """
     prepare_environment()
-    with _metrics_folder() as made:
-        _end_on_signals(made)
+    with _metrics_folder() as made, _ends_on_signals(made):
         yield
 
 
@@ -52,12 +51,17 @@ def _metrics_folder() -> Iterator[Path | None]:
         rmtree(made, ignore_errors=True)
 
 
-def _end_on_signals(made: Path | None) -> None:
+@contextmanager
+def _ends_on_signals(made: Path | None) -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         if made is not None:
             rmtree(made, ignore_errors=True)
         os._exit(0)  # nothing was accepted yet, and an exception could be lost inside an import
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the models are being read anyway
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the models are being read anyway
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -123,14 +125,27 @@ def test_what_is_not_there_is_said_in_one_line(capsys: pytest.CaptureFixture[str
     assert "no version '9'; it has 1" in refused(capsys, "predict", DIABETES, DIABETES / "example.csv", "--version", 9)
 
 
+def test_a_server_that_could_not_start_leaves_signals_and_environment_as_they_were(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def state() -> list[object]:
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        return [*map(signal.getsignal, numbers), os.environ.get("PROMETHEUS_MULTIPROC_DIR")]
+
+    before = state()
+    refused(capsys, "serve", tmp_path, "--port", 0)
+    assert state() == before
+
+
 def test_a_port_in_use_is_told_before_anything_is_loaded() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         command = [sys.executable, "-m", "service.cli", "serve", "models", "--port", str(taken.getsockname()[1])]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert done.returncode
-    assert "address already in use" in done.stderr.lower()
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: 127.0.0.1, port ")
+    assert "cannot be listened on: Address already in use; give another port or host" in done.stderr
     assert "Traceback" not in done.stderr
 
 

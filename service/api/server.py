@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,7 +43,7 @@ def run(settings: Settings) -> int:
 
     Raises:
         InvalidModelFolder: No model can be served.
-        NotReady: There is no such device, or it takes one worker only.
+        NotReady: There is no such device, it takes one worker only, or the port is in use.
         InvalidSettings: The keys cannot be read, or the address is public and there are none.
     """
     log.configure(settings)
@@ -51,13 +52,26 @@ def run(settings: Settings) -> int:
     if settings.workers > 1 and not shares:
         raise NotReady(f"workers = {settings.workers} cannot share the device {settings.device!r}; serve with 1 worker")
     torch.set_num_threads(1)  # a pool of threads would not be there after a fork
-    with _config(settings).bind_socket() as listener:  # before loading: a port in use is told at once
+    with _bound(settings) as listener:  # before loading: a port in use is told at once
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # no waiting for an ACK
         repository = Repository(settings.models, settings.device, settings.versions_kept) if shares else None
         listener.listen(BACKLOG)
         table = Heartbeats(settings.workers, settings.stall_s)
         job = Models(settings, listener, repository, keys)
         return Supervisor(job, table, settings.drain_s, settings.stall_s).run()
+
+
+def _bound(settings: Settings) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise NotReady(
+            f"{settings.host}, port {settings.port}, cannot be listened on: {error.strerror}; give another port or host"
+        ) from None
+    return listener
 
 
 def is_shared(device: str) -> bool:
@@ -91,7 +105,7 @@ class Models:
             _tell(repository)
             if not pulse.table.told:
                 pulse.table.told = True
-                print(banner(repository, _address(settings, self.listener), settings), flush=True)
+                _say(banner(repository, _address(settings, self.listener), settings))
         app = create_app(settings, repository, self.keys)
         app.state.serving.workers_dead = pulse.table.workers_dead
         config = _config(settings)
@@ -109,7 +123,7 @@ class Models:
     def started(self) -> None:
         """Say what is served and how to call it."""
         if self.repository is not None:
-            print(banner(self.repository, _address(self.settings, self.listener), self.settings), flush=True)
+            _say(banner(self.repository, _address(self.settings, self.listener), self.settings))
 
     def ended(self) -> None:
         """Listen no more: when the last worker does not either, the kernel refuses connections."""
@@ -135,6 +149,12 @@ def _config(settings: Settings) -> uvicorn.Config:
         backlog=1,
         **connection_options(settings),
     )
+
+
+def _say(text: str) -> None:
+    """Print to standard output past Python's buffer: a full disk or a closed pipe there ends no server."""
+    with suppress(OSError, ValueError):
+        os.write(sys.stdout.fileno(), f"{text}\n".encode())
 
 
 def _tell(repository: Repository) -> None:

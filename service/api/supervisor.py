@@ -12,86 +12,17 @@ import gc
 import logging
 import os
 import signal
-import sys
 import time
-import traceback
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Iterator
 
-from service.api.heartbeats import Heartbeats, Pulse, State
+from service.api.generation import CANNOT_START, ENDING, Deaths, Generation, Interrupted, Job, Process, forked, how
+from service.api.heartbeats import Heartbeats, State
 from service.errors import ThinnetError
 
-CANNOT_START = 1
 RETIRE = signal.SIGUSR1
-_ENDING = (signal.SIGTERM, signal.SIGINT)
-_HEEDED = (*_ENDING, signal.SIGHUP, signal.SIGCHLD)
-_TICK_S, _START_S = 0.25, 600.0
+_HEEDED = (*ENDING, signal.SIGHUP, signal.SIGCHLD)
+_TICK_S, _RETRY_S, _START_S = 0.25, 1.0, 600.0
 _log = logging.getLogger("thinnet")
-
-
-class Job(Protocol):
-    """What the workers of one generation do."""
-
-    def __call__(self, pulse: Pulse) -> None:
-        """Work, in a process of its own, until told to end by SIGTERM, or by SIGUSR1 once others have taken over."""
-
-    def renewed(self, pause: Callable[[], None]) -> "Job":
-        """Return the next generation's job, calling `pause` now and then.
-
-        Raises:
-            ThinnetError: It cannot be made; this job goes on.
-        """
-
-    def started(self) -> None:
-        """Be told, in the supervisor, that every worker is ready for the first time."""
-
-    def ended(self) -> None:
-        """Be told, in the supervisor, that no worker will be forked again."""
-
-    def lost(self, pid: int) -> None:
-        """Be told, in the supervisor, that a worker's process is no more."""
-
-
-class Interrupted(Exception):  # not a fault
-    """The server is told to end while it reads the models again."""
-
-
-class Deaths:
-    """How often workers ended unasked, and how long the next one waits for that."""
-
-    def __init__(self, most: int = 5, within_s: float = 60.0, first_s: float = 0.5) -> None:
-        self._most, self._within_s, self._first_s = most, within_s, first_s
-        self._times: deque[float] = deque()
-
-    def wait_s(self, now: float) -> float:
-        """Note an end and return how long to wait: not at all, or twice as long with each end past the most."""
-        self._times.append(now)
-        while self._times[0] < now - self._within_s:
-            self._times.popleft()
-        past = len(self._times) - self._most
-        return 0.0 if past <= 0 else min(self._within_s, self._first_s * 2.0 ** (past - 1))
-
-
-@dataclass
-class Process:
-    """A worker that runs."""
-
-    pid: int
-    began: float
-    kill_at: float = float("inf")
-
-
-@dataclass
-class Generation:
-    """Workers that do the same job: those that run, and when the others are to be forked, by slot."""
-
-    number: int
-    job: Job
-    waiting: dict[int, float]
-    running: dict[int, Process] = field(default_factory=dict)
-    was_ready: bool = False
 
 
 class Supervisor:
@@ -130,10 +61,10 @@ class Supervisor:
         return self._code
 
     def _heed(self, number: int) -> None:
-        if number in _ENDING and self._stopping:
+        if number in ENDING and self._stopping:
             self._code = 128 + number
             self._end(signal.SIGKILL)
-        elif number in _ENDING:
+        elif number in ENDING:
             self._stop()
         elif number == signal.SIGHUP:
             self._asked_to_renew = True
@@ -178,23 +109,15 @@ class Supervisor:
 
     def _begin(self, generation: Generation, slot: int) -> None:
         self._table.mark(slot, State.STARTING)  # before it can say that it is ready
-        pid = self._fork(lambda: generation.job(self._table.pulse(slot)))
+        try:
+            pid = forked(lambda: generation.job(self._table.pulse(slot)), self._mask)
+        except OSError as error:  # no memory or no process left
+            generation.waiting[slot] = time.monotonic() + _RETRY_S
+            _log.error("no worker can be forked: %s; again in %.0f s", error.strerror, _RETRY_S)
+            return
         self._table.seat(slot, pid)
         del generation.waiting[slot]
         generation.running[slot] = Process(pid, time.monotonic())
-
-    def _fork(self, work: Callable[[], object]) -> int:
-        pid = os.fork()
-        if pid:
-            return pid
-        code = 1
-        try:
-            for number in _ENDING:
-                signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-            code = _outcome(work)
-        finally:
-            os._exit(code)  # what the supervisor shall do at its own end is not a worker's
 
     def _freeze(self) -> None:
         """Keep the collector from writing to what workers share with this process."""
@@ -226,7 +149,7 @@ class Supervisor:
         if self._stopping or generation is self._old:
             return
         if generation is self._next:
-            _log.error("the new models are not served: a worker %s while it started; the old ones stay", _how(status))
+            _log.error("the new models are not served: a worker %s while it started; the old ones stay", how(status))
             self._next, self._old = None, generation
             self._end(signal.SIGKILL, generation)
         elif not generation.was_ready and os.waitstatus_to_exitcode(status) == CANNOT_START:
@@ -235,7 +158,7 @@ class Supervisor:
         else:
             wait_s = self._deaths.wait_s(time.monotonic())
             generation.waiting[slot] = time.monotonic() + wait_s
-            _log.error("worker %d %s; another follows in %.1f s", process.pid, _how(status), wait_s)
+            _log.error("worker %d %s; another follows in %.1f s", process.pid, how(status), wait_s)
 
     def _watch(self) -> None:
         """Kill who is stuck, or late to end."""
@@ -275,7 +198,10 @@ class Supervisor:
         idle = self._next is None and self._old is None and not self._rehearsal and self._announced
         if self._asked_to_renew and idle:
             self._asked_to_renew = False
-            self._rehearsal = self._fork(lambda: self._current.job.renewed(_nothing))
+            try:
+                self._rehearsal = forked(lambda: self._current.job.renewed(_nothing), self._mask)
+            except OSError as error:
+                _log.error("the models are not read again: %s; the old ones stay", error.strerror)
 
     def _is_ready(self, generation: Generation) -> bool:
         return not generation.waiting and all(self._table.state(slot) is State.READY for slot in generation.running)
@@ -294,7 +220,7 @@ class Supervisor:
         if self._stopping:
             return
         if status:
-            _log.error("the models are not read again: who tried %s; the old ones stay", _how(status))
+            _log.error("the models are not read again: who tried %s; the old ones stay", how(status))
             return
         try:
             job = self._current.job.renewed(self._between)
@@ -307,32 +233,9 @@ class Supervisor:
             self._next = self._generation(self._current.number + 1, job)
 
     def _between(self) -> None:
-        if signal.sigpending() & set(_ENDING):
+        if signal.sigpending() & set(ENDING):
             raise Interrupted
         self._tend()
 
 
 def _nothing() -> None: ...
-
-
-def _outcome(work: Callable[[], object]) -> int:
-    try:
-        work()
-    except ThinnetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return CANNOT_START
-    except SystemExit as error:
-        return error.code if isinstance(error.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-        return 2
-    finally:
-        logging.shutdown()  # what waits to be written would be lost
-        sys.stdout.flush()
-        sys.stderr.flush()
-    return 0
-
-
-def _how(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"

@@ -3,6 +3,8 @@
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from processes import Running, running, until
+from served import START_S
 from torch import nn
 
 from service import Predictor
@@ -149,6 +152,24 @@ def test_told_twice_it_ends_at_once(model: Path, tmp_path: Path) -> None:
         assert found.end(signal.SIGINT) == 128 + signal.SIGINT
         call.close()
         assert time.monotonic() - began < 2
+
+
+def test_a_full_disk_for_all_that_is_said_ends_nothing(model: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "service.cli", "serve", str(model), "--port", str(port)]
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.Popen(command, stdout=full, stderr=full)
+    found = Running(process, Path(), Path(), port)
+    try:
+        until(lambda: listens(port), START_S)
+        assert found.ask("POST", "/predict", SHORT)[0] == 200
+        assert len(found.workers()) == 1
+        assert found.end() == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("after_s", [0.4, 1.0, 2.0])

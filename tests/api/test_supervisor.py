@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from processes import until
 
-from service.api.heartbeats import Heartbeats, State
-from service.api.supervisor import RETIRE, Deaths, Pulse, Supervisor
+from service.api.generation import Deaths
+from service.api.heartbeats import Heartbeats, Pulse, State
+from service.api.supervisor import RETIRE, Supervisor
 from service.errors import InvalidModelFolder, NotReady
 
 WORKERS = 2
@@ -196,6 +197,21 @@ def test_workers_that_cannot_live_do_not_keep_the_processor_busy(tmp_path: Path)
         assert len(found.table.workers_dead()) == WORKERS
         found.send(signal.SIGTERM)
         assert found.wait() == 0
+
+
+def test_a_machine_without_room_for_a_process_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork, supervisor = os.fork, os.getpid()
+
+    def full() -> int:
+        if os.getpid() != supervisor and not (tmp_path / "room").exists():
+            (tmp_path / "room").touch()
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return fork()
+
+    monkeypatch.setattr(os, "fork", full)
+    with held(Waiting(tmp_path)) as found:
+        assert found.well()
+    assert "no worker can be forked: Resource temporarily unavailable; again in 1 s" in found.says()
 
 
 def test_a_job_that_cannot_start_ends_the_server_with_its_reason(tmp_path: Path) -> None:
