@@ -158,29 +158,6 @@ def test_what_is_no_limit_is_not_told(name: str) -> None:
     assert name not in limits_of(Settings())
 
 
-def test_the_time_of_a_body_ends_with_it() -> None:
-    arriving = iter([0.0, 0.2])
-    came: list[str] = []
-
-    async def receive() -> Any:
-        wait_s = next(arriving)
-        await anyio.sleep(wait_s)
-        return {"type": "http.disconnect"} if wait_s else {"type": "http.request", "body": b"{}", "more_body": False}
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        came.extend([(await receive())["type"], (await receive())["type"]])
-
-    async def send(message: Any) -> None:
-        came.append(message)
-
-    scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": []}
-    anyio.run(Guard(app, Settings(body_timeout_s=0.05), Keys()), scope, receive, send)
-    assert came == ["http.request", "http.disconnect"]
-
-
-# when to ask again
-
-
 class _Busy:
     """A scheduler with work for some seconds."""
 
