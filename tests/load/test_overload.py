@@ -18,7 +18,7 @@ from process import Served, serving
 from sizes import Sizes
 
 TIMES = 10
-MOST_PER_S = 40  # what can be served, so that ten times that is no work for the caller
+MOST_PER_S = 20  # what can be served, so that ten times that is little work for the caller
 SEEDS = 8  # questions that may not all run together
 NORMAL_S, LOST_S = 2.0, 30.0
 PROBE_S = 0.05
