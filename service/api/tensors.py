@@ -30,6 +30,7 @@ DATATYPES: dict[str, torch.dtype] = {
     "FP64": torch.float64,
 }
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+_MOST_PLACES = (1 << 63) // 8 - 1
 _RAW_ONLY = ("FP16", "BF16")
 
 
@@ -45,6 +46,7 @@ def tensor_from_json(name: str, datatype: str, shape: list[int], data: Any) -> T
         InvalidInput: The data does not fit the datatype or the shape.
     """
     dtype = _dtype(name, datatype)
+    _check_shape(name, shape)
     if datatype in _RAW_ONLY:
         raise InvalidInput(f"input {name!r}: {datatype} has no JSON form; send it as binary data, or as FP32")
     array = array_from_json(name, data)
@@ -73,6 +75,7 @@ def tensor_from_bytes(name: str, datatype: str, shape: list[int], raw: bytes) ->
         InvalidInput: Their number does not fit datatype and shape.
     """
     dtype = _dtype(name, datatype)
+    _check_shape(name, shape)
     need = prod(shape) * dtype.itemsize
     if len(raw) != need:
         raise InvalidInput(
@@ -87,6 +90,12 @@ def tensor_from_bytes(name: str, datatype: str, shape: list[int], raw: bytes) ->
 def bytes_of(tensor: Tensor) -> bytes:
     """Return a tensor's raw little-endian bytes."""
     return tensor.contiguous().numpy().tobytes()
+
+
+def _check_shape(name: str, shape: list[int]) -> None:
+    """Refuse what torch cannot describe, though it may hold nothing: [0, 2**40, 2**40]."""
+    if prod(size for size in shape if size) > _MOST_PLACES:
+        raise InvalidInput(f"input {name!r}: `shape` says {str(shape)[:80]}, which is more than memory can address")
 
 
 def _dtype(name: str, datatype: str) -> torch.dtype:

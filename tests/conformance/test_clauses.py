@@ -218,6 +218,13 @@ def _(client: httpx2.Client) -> None:
         refused(client.post("/v2/models/line/infer", json={"inputs": [{**GIVEN, "shape": shape}]}))
 
 
+@clause("inference: a shape that holds nothing in more places than there are is an error")
+def _(client: httpx2.Client) -> None:
+    for shape in ([0, 3036988296, 3037012704], [0, 1 << 63], [0, 1 << 70], [1 << 40, 0, 1 << 40]):
+        refused(send(client, {"inputs": [{**DECLARED, "shape": shape, "parameters": {"binary_data_size": 0}}]}))
+        refused(client.post("/v2/models/line/infer", json={"inputs": [{**GIVEN, "shape": shape, "data": []}]}))
+
+
 @clause("inference: the first axis is the batch, answered row by row")
 def _(client: httpx2.Client) -> None:
     tensor = {"name": "input", "datatype": "FP32", "shape": [5, 3], "data": [0.5] * 15}
