@@ -19,6 +19,7 @@ from service.errors import DeadlineExceeded, Draining, Overloaded
 
 _AGE_S = 1.0
 _LOOK_S = 0.02
+_LEAST_WAIT_S = 1.0
 Result = TypeVar("Result")
 Steps = Generator[None, None, Sequence[Result | None]]
 
@@ -102,7 +103,7 @@ class Scheduler(Generic[Result]):
 
     Args:
         start: Makes the steps of a run from its jobs; they lead to the jobs' results, None for one that was given up.
-        max_cost_s: How many seconds of work may be accepted and not done.
+        max_wait_s: How many seconds of work may be ahead of a job that is accepted.
         max_jobs: How many jobs may be accepted and not done.
         finished: Called in the thread with the jobs of a run that has ended well.
     """
@@ -110,12 +111,12 @@ class Scheduler(Generic[Result]):
     def __init__(
         self,
         start: Callable[[Sequence[Job[Result]]], Steps[Result]],
-        max_cost_s: float = math.inf,
+        max_wait_s: float = math.inf,
         max_jobs: int = 1 << 30,
         finished: Callable[[Sequence[Job[Result]]], None] = lambda jobs: None,
     ) -> None:
         self._start, self._finished = start, finished
-        self._max_cost_s, self._max_jobs = max_cost_s, max_jobs
+        self._max_wait_s, self._max_jobs = max_wait_s, max_jobs
         self._waiting: list[Job[Result]] = []
         self._active: list[_Run[Result]] = []
         self._changed = Condition()
@@ -155,11 +156,7 @@ class Scheduler(Generic[Result]):
         with self._changed:
             if self.closed:
                 raise Draining("the server is stopping; ask another one, or again later")
-            queued_s = self.queued_cost_s
-            if self.in_flight and (queued_s + cost_s > self._max_cost_s or self.in_flight >= self._max_jobs):
-                raise Overloaded(
-                    f"{self.in_flight} requests wait, {queued_s:.3g} s of work; ask again later", math.ceil(queued_s)
-                )
+            self._check_room(cost_s)
             if not self.in_flight:
                 self._moved = time.monotonic()
             self._waiting.append(job)
@@ -168,6 +165,28 @@ class Scheduler(Generic[Result]):
                 self._thread.start()
             self._changed.notify()
         return job
+
+    def check_room(self) -> None:
+        """Check that a job as short as the shortest that waits would be accepted now.
+
+        Raises:
+            Overloaded: It would not.
+        """
+        self._check_room(min((job.cost_s for job in list(self._waiting)), default=0.0))
+
+    def _check_room(self, cost_s: float) -> None:
+        count, ahead_s = self.in_flight, self._ahead_s(cost_s)
+        if count >= self._max_jobs or (count and ahead_s > self._max_wait_s):
+            raise Overloaded(
+                f"{count} requests are accepted, {ahead_s:.3g} s of work ahead of this one; ask again later",
+                math.ceil(max(ahead_s, _LEAST_WAIT_S)),
+            )
+
+    def _ahead_s(self, cost_s: float) -> float:
+        """Return how many seconds of accepted work step before a job of this cost: what is as short, or began so."""
+        waiting_s = sum(job.cost_s for job in list(self._waiting) if job.cost_s <= cost_s and not job.future.done())
+        active = [run.left_s for run in list(self._active) if run.is_wanted()]
+        return waiting_s + sum(left_s for left_s in active if left_s <= cost_s)
 
     def close(self) -> None:
         """Accept nothing more; what was accepted goes on."""

@@ -42,7 +42,9 @@ class Settings(BaseSettings):
     max_rows: Annotated[int, Field(description="most rows of one request", ge=1)] = 100_000
     max_passes: Annotated[int, Field(description="most passes of one request", ge=2, le=10_000)] = 10_000
     max_row_passes: Annotated[int, Field(description="most rows × passes of one request", ge=2)] = 50_000_000
-    max_queue_s: Annotated[float, Field(description="most work that may be accepted and not done (seconds)", gt=0)] = 30
+    max_wait_s: Annotated[float, Field(description="most work ahead of a request that is accepted (seconds)", gt=0)] = (
+        2.0
+    )
     max_jobs: Annotated[int, Field(description="most requests that may be accepted and not answered", ge=1)] = 1024
     timeout_s: Annotated[
         float, Field(description="time that a request is given if it names none, queue and compute (seconds)", gt=0)

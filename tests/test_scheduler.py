@@ -197,20 +197,36 @@ def test_one_that_fails_fails_alone(bench: Bench, make: Callable[..., Scheduler[
     assert "good+bad+fine fails" in bench.told
 
 
-def test_a_queue_past_its_bound_says_when_to_ask_again(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
-    scheduler = make(max_cost_s=3.0, max_jobs=4)
-    jobs = held(scheduler, Task("a"), Task("b"))
-    with pytest.raises(Overloaded, match="3 requests wait, 2 s of work; ask again later") as told:
+def test_past_the_bound_a_caller_is_told_when_to_ask_again(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    scheduler = make(max_wait_s=1.5, max_jobs=5)
+    jobs = held(scheduler, Task("a"))
+    scheduler.check_room()
+    jobs.append(scheduler.submit(Task("b"), 1.0))
+    with pytest.raises(Overloaded, match="3 requests are accepted, 2 s of work ahead of this one"):
+        scheduler.check_room()
+    with pytest.raises(Overloaded, match="3 requests are accepted, 2 s of work ahead of this one; ask again") as told:
         scheduler.submit(Task("c"), 2.0)
     assert told.value.retry_after_s == 2
-    scheduler.submit(Task("d"), 0.1)
-    with pytest.raises(Overloaded, match="4 requests wait"):
-        scheduler.submit(Task("e"), 0.1)
+    short = scheduler.submit(Task("short"), 0.5)
+    last = scheduler.submit(Task("last"), 0.1)
+    with pytest.raises(Overloaded, match="5 requests are accepted"):
+        scheduler.check_room()
     bench.go.set()
 
-    assert [job.future.result(SOON_S) for job in jobs] == ["first", "a", "b"]
+    assert [job.future.result(SOON_S) for job in (*jobs, short, last)] == ["first", "a", "b", "short", "last"]
     until(lambda: scheduler.in_flight == 0)
     assert scheduler.submit(Task("huge"), 100.0).future.result(SOON_S) == "huge", "an idle server takes what it can"
+
+
+def test_a_long_job_keeps_no_short_one_out(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    scheduler = make(max_wait_s=1.0)
+    jobs = held(scheduler, Task("long", "1"), cost_s=100.0)
+    short = scheduler.submit(Task("short", "2"), 0.1)
+    with pytest.raises(Overloaded, match="100 s of work ahead"):
+        scheduler.submit(Task("long too", "3"), 100.0)
+    bench.go.set()
+
+    assert [job.future.result(SOON_S) for job in (*jobs, short)] == ["first", "long", "short"]
 
 
 def test_what_is_late_is_given_up(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:

@@ -79,6 +79,7 @@ async def infer(request: Request, serving: ServingHere, model: str, version: str
 
     Tensors travel as JSON or as raw bytes behind it, both ways.
     """
+    serving.check_room()
     body = await read_body(request, serving.settings.max_body_bytes)
     is_small = len(body) <= SMALL_BYTES
     card, predictor = await serving.find(PredictRequest(model=model, version=version, inputs=None))

@@ -40,6 +40,7 @@ async def predict(request: Request, serving: ServingHere) -> Response:
     `variance` is the one between passes. `noise` says whether the observation noise is known: where it is `unknown`,
     mean and variance are no prediction interval for the target.
     """
+    serving.check_room()
     body = await read_body(request, serving.settings.max_body_bytes)
     is_small = len(body) <= SMALL_BYTES
     asked = await aside(is_small, lambda: parse_request(parse_json(body, serving.settings.max_json_depth)))

@@ -14,7 +14,7 @@ from service.api.metrics import Metrics
 from service.api.observed import CLIENT_GONE, tell
 from service.ask import Asked
 from service.costs import Costs
-from service.errors import BadRequest, DeadlineExceeded, Draining, TooLarge, TooManyRequests
+from service.errors import BadRequest, DeadlineExceeded, Draining, Overloaded, TooLarge, TooManyRequests
 from service.folder import Card
 from service.prediction import Prediction
 from service.predictor import Predictor
@@ -64,7 +64,7 @@ class Serving:
         self.settings, self.repository, self.metrics = settings, repository, metrics
         self.workers_dead: Callable[[], list[str]] = list  # what is wrong with the processes beside this one
         self.costs = Costs()
-        self.scheduler: Scheduler[Prediction] = Scheduler(_start, settings.max_queue_s, settings.max_jobs, self._learn)
+        self.scheduler: Scheduler[Prediction] = Scheduler(_start, settings.max_wait_s, settings.max_jobs, self._learn)
 
     async def find(self, request: PredictRequest) -> tuple[Card, Predictor]:
         """Find what a request names; a version asked for the first time is loaded in a thread.
@@ -75,6 +75,18 @@ class Serving:
         name = request.model if request.model is not None else self.repository.sole_name()
         card, is_loaded = self.repository.card(name, request.version), self.repository.is_loaded(name, request.version)
         return card, await aside(is_loaded, self.repository.predictor, name, request.version)
+
+    def check_room(self) -> None:
+        """Turn a request away before its body is looked at, where nothing is accepted now.
+
+        Raises:
+            Overloaded: Nothing is.
+        """
+        try:
+            self.scheduler.check_room()
+        except Overloaded as error:
+            self.metrics.rejected(reason_of(type(error).__name__))
+            raise
 
     async def answer(self, request: Request, call: Call) -> Response:
         """Answer a request, or tell its cost.

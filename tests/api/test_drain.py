@@ -25,7 +25,7 @@ PASSES, ROWS = 10_000, 4000
 LONG = {"inputs": [[0.1, 0.2, 0.3]] * ROWS, "passes": PASSES, "seed": 2}
 ROOMY = {
     "THINNET_DRAIN_S": "15",
-    "THINNET_MAX_QUEUE_S": "1e9",
+    "THINNET_MAX_WAIT_S": "1e9",
 }  # what is refused for want of room is not the matter here
 SHORT = {"inputs": [[0.1, 0.2, 0.3]], "passes": 20, "seed": 2}
 

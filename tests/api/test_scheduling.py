@@ -36,7 +36,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def client(models: Path) -> Iterator[TestClient]:
-    settings = Settings(models=models, max_queue_s=60, max_timeout_s=100)
+    settings = Settings(models=models, max_wait_s=60, max_timeout_s=100)
     with TestClient(create_app(settings, Repository(models)), raise_server_exceptions=False) as found:
         found.post("/predict", json={**LONG, "passes": 8})  # compiled, and its cost known
         found.post("/predict", json=SHORT)
@@ -102,7 +102,7 @@ def test_a_short_request_and_health_pass_a_long_one(client: TestClient) -> None:
 
 
 def test_past_the_bound_of_the_queue_a_caller_is_told_when_to_come_back(models: Path) -> None:
-    settings = Settings(models=models, max_queue_s=0.01)
+    settings = Settings(models=models, max_wait_s=0.01)
     with TestClient(create_app(settings, Repository(models))) as client, ThreadPoolExecutor(1) as pool:
         client.post("/predict", json={**LONG, "passes": 8})
         long = pool.submit(client.post, "/predict", json={**LONG, "seed": 3})

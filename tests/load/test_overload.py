@@ -22,7 +22,7 @@ MOST_PER_S = 20  # what can be served, so that ten times that is little work for
 SEEDS = 8  # questions that may not all run together
 NORMAL_S, LOST_S = 2.0, 30.0
 PROBE_S = 0.05
-QUEUE_S = "1"  # what callers accept to wait: what is queued at the end of an overload delays who comes next
+WAIT_S = "1"  # what callers accept to wait: what is queued at the end of an overload delays who comes next
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Load:
 
 @pytest.fixture(scope="module")
 def own(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(folder, tmp_path_factory.mktemp("log") / "log", THINNET_MAX_QUEUE_S=QUEUE_S) as found:
+    with serving(folder, tmp_path_factory.mktemp("log") / "log", THINNET_MAX_WAIT_S=WAIT_S) as found:
         yield found
 
 
