@@ -108,7 +108,7 @@ class Run:
     outputs: Sequence[Output]
     memory_bytes: int
     couples_rows: bool
-    step: "Step | None" = None
+    step: Step | None = None
 
     def rows_together(self, part: Part) -> int:
         """Return how many rows like a part's run together: as many as fit into memory, one pass of them at least."""

@@ -1,98 +1,49 @@
 """Concurrent jobs → runs, one step at a time in one thread; it knows no tensors' meaning and no HTTP.
 
-A job waits until the thread is free; jobs of one key that wait then are run together, so that a run holds what queued
-while the last one worked and nobody waits on purpose. What is left of a run decides who steps next, the shortest first:
-a long run is set aside between two of its steps. One that has not stepped for a while goes first, so that none starves.
+A job waits until the thread is free; jobs of one key that wait then and cost about as much run together, so that a run
+holds what queued while the last one worked and nobody waits on purpose. Cheaper jobs come first; of those that cost
+about as much, the one that came first: a long run is set aside between two of its steps, and equal ones are done in
+turn instead of all at once. Costs of an order of magnitude that have had no step for a while get one, so none starves.
 """
 
 import asyncio
+import logging
 import math
 import time
-from collections.abc import Callable, Generator, Hashable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from threading import Condition, Thread
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic
 
 from service.errors import DeadlineExceeded, Draining, Overloaded
+from service.job import Job, Result, Work, level_of
 
+_log = logging.getLogger("thinnet")
 _AGE_S = 1.0
 _LOOK_S = 0.02
 _LEAST_WAIT_S = 1.0
-Result = TypeVar("Result")
 Steps = Generator[None, None, Sequence[Result | None]]
-
-
-class Work(Protocol):
-    """What a job is of."""
-
-    @property
-    def key(self) -> Hashable | None:
-        """What jobs have in common that run together; None for one that runs alone."""
-
-    def fits(self, others: Sequence[Any]) -> bool:
-        """Tell whether it can run together with others of its key."""
-
-
-@dataclass(eq=False)
-class Job(Generic[Result]):
-    """Some work that somebody waits for.
-
-    Attributes:
-        work: What is to be done.
-        cost_s: How long it is expected to take alone.
-        deadline: When it is given up, by `time.monotonic`.
-        arrived: When it came.
-        future: Its result.
-        alone: Whether it must not run with others.
-        queue_s: How long it waited for its first step.
-        compute_s: How long the steps of its run took.
-        together: How many jobs its run had.
-    """
-
-    work: Any
-    cost_s: float
-    deadline: float
-    arrived: float = field(default_factory=time.monotonic)
-    future: "Future[Result]" = field(default_factory=Future)
-    alone: bool = False
-    queue_s: float = 0.0
-    compute_s: float = 0.0
-    together: int = 1
-
-    def is_wanted(self) -> bool:
-        """Tell whether anybody still waits for it."""
-        return not self.future.done() and time.monotonic() < self.deadline
-
-    def cancel(self) -> None:
-        """Give it up: nobody waits any more."""
-        self.future.cancel()
-
-    def fail(self, error: BaseException) -> None:
-        """Let it end in an error, unless it has ended."""
-        with suppress(InvalidStateError):
-            self.future.set_exception(error)
-
-    def end(self, result: Result) -> None:
-        """Let it end in a result, unless it has ended."""
-        with suppress(InvalidStateError):
-            self.future.set_result(result)
 
 
 @dataclass(eq=False)
 class _Run(Generic[Result]):
-    """Jobs that run together."""
+    """Jobs that run together, the one that came first in front."""
 
     jobs: list[Job[Result]]
     steps: Steps[Result]
-    cost_s: float
     spent_s: float = 0.0
-    stepped: float = field(default_factory=time.monotonic)
+
+    @property
+    def level(self) -> int:
+        return self.jobs[0].level
+
+    @property
+    def arrived(self) -> float:
+        return self.jobs[0].arrived
 
     @property
     def left_s(self) -> float:
-        return max(0.0, self.cost_s - self.spent_s)
+        return max(0.0, sum(job.cost_s for job in self.jobs) - self.spent_s)
 
     def is_wanted(self) -> bool:
         return any(job.is_wanted() for job in self.jobs)
@@ -119,6 +70,7 @@ class Scheduler(Generic[Result]):
         self._max_wait_s, self._max_jobs = max_wait_s, max_jobs
         self._waiting: list[Job[Result]] = []
         self._active: list[_Run[Result]] = []
+        self._stepped: dict[int, float] = {}  # by the order of magnitude of the cost: when one of these stepped last
         self._changed = Condition()
         self._moved = time.monotonic()
         self._thread: Thread | None = None
@@ -183,10 +135,10 @@ class Scheduler(Generic[Result]):
             )
 
     def _ahead_s(self, cost_s: float) -> float:
-        """Return how many seconds of accepted work step before a job of this cost: what is as short, or began so."""
-        waiting_s = sum(job.cost_s for job in list(self._waiting) if job.cost_s <= cost_s and not job.future.done())
-        active = [run.left_s for run in list(self._active) if run.is_wanted()]
-        return waiting_s + sum(left_s for left_s in active if left_s <= cost_s)
+        """Return how many seconds of accepted work come before a job of this cost: what costs about as much or less."""
+        most = level_of(cost_s)
+        waiting_s = sum(job.cost_s for job in list(self._waiting) if job.level <= most and not job.future.done())
+        return waiting_s + sum(run.left_s for run in list(self._active) if run.level <= most and run.is_wanted())
 
     def close(self) -> None:
         """Accept nothing more; what was accepted goes on."""
@@ -227,18 +179,19 @@ class Scheduler(Generic[Result]):
     def _next(self) -> _Run[Result] | None:
         """Return the run that steps next, made of waiting jobs where these come first."""
         self._drop_unwanted()
+        heads: dict[int, _Run[Result] | Job[Result]] = {}
+        accepted: list[_Run[Result] | Job[Result]] = [*self._active, *self._waiting]
+        for each in sorted(accepted, key=lambda each: each.arrived):
+            heads.setdefault(each.level, each)
+        if not heads:
+            return None
         now = time.monotonic()
-        idle = min(self._active, key=lambda run: run.stepped, default=None)
-        oldest = min(self._waiting, key=lambda job: job.arrived, default=None)
-        if idle is not None and now - idle.stepped > _AGE_S:
-            return idle
-        if oldest is not None and now - oldest.arrived > _AGE_S:
-            return self._begin(oldest, now)
-        active = min(self._active, key=lambda run: run.left_s, default=None)
-        shortest = min(self._waiting, key=lambda job: job.cost_s, default=None)
-        if shortest is None or (active is not None and active.left_s <= shortest.cost_s):
-            return active
-        return self._begin(shortest, now)
+        since = {level: max(self._stepped.get(level, 0.0), head.arrived) for level, head in heads.items()}
+        starved = min(since, key=since.__getitem__)
+        level = starved if now - since[starved] > _AGE_S else min(heads)
+        self._stepped[level] = now
+        head = heads[level]
+        return self._begin(head, now) if isinstance(head, Job) else head
 
     def _drop_unwanted(self) -> None:
         for job in self._waiting:
@@ -246,18 +199,17 @@ class Scheduler(Generic[Result]):
                 job.fail(_too_late())
         self._waiting = [job for job in self._waiting if not job.future.done()]
 
-    def _begin(self, first: Job[Result], now: float) -> _Run[Result] | None:
+    def _begin(self, first: Job[Result], now: float) -> _Run[Result]:
         jobs = [first]
-        if first.work.key is not None and not first.alone:
-            for job in self._waiting:
-                same = job is not first and not job.alone and job.work.key == first.work.key
-                if same and job.work.fits([each.work for each in jobs]):
-                    jobs.append(job)
+        for job in self._waiting if first.work.key is not None and not first.alone else ():
+            alike = job is not first and not job.alone and job.level == first.level and job.work.key == first.work.key
+            if alike and job.work.fits([each.work for each in jobs]):
+                jobs.append(job)
         taken = set(map(id, jobs))
         self._waiting = [job for job in self._waiting if id(job) not in taken]
         for job in jobs:
             job.queue_s, job.together = now - job.arrived, len(jobs)
-        run = _Run(jobs, self._start(jobs), sum(job.cost_s for job in jobs))
+        run = _Run(jobs, self._start(jobs))
         self._active.append(run)
         return run
 
@@ -278,15 +230,17 @@ class Scheduler(Generic[Result]):
             self._spend(run, began)
 
     def _spend(self, run: _Run[Result], began: float) -> None:
-        run.stepped = time.monotonic()
-        run.spent_s += run.stepped - began
+        run.spent_s += time.monotonic() - began
         for job in run.jobs:
             job.compute_s = run.spent_s
 
     def _end(self, run: _Run[Result], results: Sequence[Result | None]) -> None:
         self._remove(run)
         if all(result is not None for result in results):
-            self._finished(run.jobs)
+            try:
+                self._finished(run.jobs)
+            except Exception:  # who looks on must not end the thread
+                _log.exception("what follows a run failed")
         for job, result in zip(run.jobs, results, strict=True):
             if result is None:
                 job.fail(_too_late())

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from service.errors import DeadlineExceeded, Draining, Overloaded
-from service.scheduler import Job, Scheduler, Steps
+from service.job import Job
+from service.scheduler import Scheduler, Steps
 
 SOON_S = 10.0
 
@@ -127,6 +128,38 @@ def test_a_long_run_holds_a_short_one_up_for_one_step(bench: Bench, make: Callab
     assert "short 0" in bench.told[: before + 2]
     assert not long.future.done()
     assert long.future.result(SOON_S) == "long"
+
+
+def test_equal_ones_are_done_in_turn_however_long_they_wait(
+    bench: Bench, make: Callable[..., Scheduler[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.scheduler._AGE_S", 0.01)
+    jobs = held(make(), *(Task(name, name, steps=3) for name in "abcd"))
+    bench.step_s = 0.01
+    bench.go.set()
+
+    assert [job.future.result(SOON_S) for job in jobs] == ["first", *"abcd"]
+    assert bench.told == ["first 0", *(f"{name} {step}" for name in "abcd" for step in range(3))]
+
+
+def test_what_costs_little_does_not_run_with_what_costs_much(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    scheduler, bench.step_s = make(), 0.01
+    first, long = held(scheduler, Task("long", steps=50), cost_s=1.0)
+    short = scheduler.submit(Task("short"), 0.01)
+    bench.go.set()
+
+    assert short.future.result(SOON_S) == "short"
+    assert not long.future.done()
+    assert [job.future.result(SOON_S) for job in (first, long)] == ["first", "long"]
+
+
+def test_what_follows_a_run_may_fail_and_strands_nobody(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    def broken(jobs: Sequence[Job[str]]) -> None:
+        raise OSError("the disk is full")
+
+    scheduler = make(finished=broken)
+    bench.go.set()
+    assert [scheduler.submit(Task(name), 0.1).future.result(SOON_S) for name in "ab"] == ["a", "b"]
 
 
 def test_short_ones_that_keep_coming_do_not_starve_a_long_one(

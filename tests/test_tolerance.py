@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from service import Predictor
-from service.datasheet import MAX_PASSES
 from service.dropout import Masksembles1d
 from service.errors import BadRequest, InvalidQuantity
 from service.graph.compiled import Compiled
@@ -305,6 +304,8 @@ def exact(p: float, steepness: float, act: Callable[[Tensor], Tensor]) -> Tensor
     return (chance * values.square()).sum(0) - (chance * values).sum(0).square()
 
 
+SLICE = 2000
+MORE_SEEDS = {("saturated softmax", 0.05): 24_000, ("saturated softmax", 0.1): 6_000}  # rare jumps vary more
 STUDY = {
     "line": (1.0, (), lambda y: y),
     "softmax": (1.0, (SOFTMAX,), lambda y: y.softmax(-1)),
@@ -312,21 +313,21 @@ STUDY = {
 }
 
 
-def bias(name: str, p: float, tolerance: float, seeds: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the mean variance's relative bias over seeds, its standard error, and the passes that each seed took.
-
-    Rows of scope row are the seeds.
-    """
+def bias(name: str, p: float, tolerance: float, seeds: int) -> tuple[Tensor, Tensor]:
+    """Return the mean variance's relative bias over seeds and its standard error; rows of scope row are the seeds."""
     steepness, outputs, act = STUDY[name]
-    found = network(p, steepness, *outputs).predict(torch.ones(seeds, UNITS), tolerance=tolerance, scope="row")
-    truth, variances = exact(p, steepness, act), quantities(found)["variance"].double()
-    taken = quantities(found)["passes_used"]
-    return variances.mean(0) / truth - 1, variances.std(0) / math.sqrt(seeds) / truth, taken
+    asked = network(p, steepness, *outputs)
+    parts = []
+    for first in range(0, seeds, SLICE):
+        some = torch.ones(min(SLICE, seeds - first), UNITS)
+        parts.append(quantities(asked.predict(some, tolerance=tolerance, scope="row", row_offset=first))["variance"])
+    truth, variances = exact(p, steepness, act), torch.cat(parts).double()
+    return variances.mean(0) / truth - 1, variances.std(0) / math.sqrt(seeds) / truth
 
 
 @pytest.mark.parametrize("name", STUDY)
 def test_stopping_does_not_bias_the_variance(name: str) -> None:
-    off, error, _ = bias(name, 0.5, 0.1, 200)
+    off, error = bias(name, 0.5, 0.1, 200)
 
     assert (error < 0.01).all()
     assert (off.abs() < 0.02).all(), off
@@ -336,12 +337,8 @@ def test_stopping_does_not_bias_the_variance(name: str) -> None:
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5])
 @pytest.mark.parametrize("name", STUDY)
 def test_over_two_thousand_seeds_stopping_does_not_bias_the_variance(name: str, p: float) -> None:
-    off, error, taken = bias(name, p, 0.05, 2000)
-    print(f"{name}, p = {p}: bias {[f'{each:.2%}' for each in off.tolist()]}, standard error {error.max():.2%}, "
-          f"{int(taken.min())} to {int(taken.max())} passes")  # fmt: skip
+    off, error = bias(name, p, 0.05, MORE_SEEDS.get((name, p), 2000))
 
-    if bool((taken == MAX_PASSES).all()):  # nothing was stopped: what is off is chance
-        assert (off.abs() < 5 * error).all(), off
-        return
+    print(f"{name}, p = {p}: bias {[f'{each:.2%}' for each in off.tolist()]}, standard error {error.max():.2%}")
     assert (error < 0.01).all()
     assert (off.abs() < 0.02).all(), off

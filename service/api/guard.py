@@ -1,7 +1,6 @@
 """What is asked of every request before its body is read: size, key, room; it does not know what routes answer."""
 
 import asyncio
-from typing import Protocol
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -74,7 +73,7 @@ class Guard:
         if counted and self._requests >= self._settings.max_requests:
             raise Overloaded(
                 f"{self._requests} requests are being answered, as many as are taken on at once; ask again soon",
-                _wait_s(scope),
+                max(_SOON_S, scope["app"].state.serving.scheduler.queued_cost_s),
             )
         self._requests += counted
         try:
@@ -118,17 +117,6 @@ class Guard:
             return message
 
         return receive_timed
-
-
-class _Loaded(Protocol):
-    queued_cost_s: float
-
-
-def _wait_s(scope: Scope) -> float:
-    """Return the seconds of work that are queued, where a scheduler knows them."""
-    serving = getattr(scope["app"].state, "serving", None)
-    scheduler: _Loaded | None = getattr(serving, "scheduler", None)
-    return max(_SOON_S, scheduler.queued_cost_s) if scheduler is not None else _SOON_S
 
 
 def route_path(scope: Scope) -> str:

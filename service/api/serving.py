@@ -16,12 +16,13 @@ from service.ask import Asked
 from service.costs import Costs
 from service.errors import BadRequest, DeadlineExceeded, Draining, Overloaded, TooLarge, TooManyRequests
 from service.folder import Card
+from service.job import Job
 from service.prediction import Prediction
 from service.predictor import Predictor
 from service.question import Question, Steps, together
 from service.repository import Repository
 from service.run import Step
-from service.scheduler import Job, Scheduler
+from service.scheduler import Scheduler
 from service.settings import Settings
 from service.wire import PredictRequest
 
@@ -104,8 +105,7 @@ class Serving:
             return json_answer(self._estimate(call, question, cost_s))
         timeout_s = self._timeout_s(call.asked)
         try:
-            if key := getattr(request.state, "key", None):
-                key.spend(cost_s)
+            request.state.key.spend(cost_s)
             job = self.scheduler.submit(question, cost_s, timeout_s)
         except (TooManyRequests, Draining) as error:
             self.metrics.rejected(reason_of(type(error).__name__))
@@ -130,6 +130,7 @@ class Serving:
         named = asked.passes, asked.variant, asked.p, asked.sites, asked.tolerance
         self._check_limits(rows, call.predictor.passes_of(*named))
         question = call.predictor.question(inputs, asked)
+        question.run.rows_together(question.part)  # measured here, not while the scheduler is held
         step = Step(self.costs.row_passes_in(_STEP_S, question), _STEP_S)
         return replace(question.in_steps(step), model=call.card.name)
 

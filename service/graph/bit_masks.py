@@ -5,6 +5,7 @@ does, from the same bits: [W b] is masked in a buffer that is used again and aga
 instead of the weights.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -68,7 +69,7 @@ class Layer:
         return self.operator(x, weight, bias, *self.rest, **dict(self.options))
 
 
-class MaskedProduct:
+class MaskedProduct(ABC):
     """The product of a layer with its weight masked, for one pass or for several folded into the rows.
 
     Args:
@@ -90,9 +91,9 @@ class MaskedProduct:
         """How many columns of the mask are the weight's."""
         return prod(self.shape[1:])
 
+    @abstractmethod
     def __call__(self, rows: int, noise: Tensor, x: Tensor, parameters: Tensor) -> Tensor:
         """Map x [rows, …], or the rows of one pass for all, to u [rows, …] by [W b …] [out, columns + biases]."""
-        raise NotImplementedError
 
 
 class MaskedLinear(MaskedProduct):

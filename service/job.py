@@ -1,0 +1,79 @@
+"""Some work that somebody waits for, until it ends, fails, or nobody waits any more; it does not know when it runs."""
+
+import math
+import time
+from collections.abc import Hashable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+Result = TypeVar("Result")
+_STEP = 4.0  # costs within a factor of so much are alike
+_LEAST_S = 1e-6
+
+
+def level_of(cost_s: float) -> int:
+    """Return a cost's order of magnitude; what costs about as much has the same."""
+    return math.floor(math.log(max(cost_s, _LEAST_S), _STEP))
+
+
+class Work(Protocol):
+    """What a job is of."""
+
+    @property
+    def key(self) -> Hashable | None:
+        """What jobs have in common that run together; None for one that runs alone."""
+
+    def fits(self, others: Sequence[Any]) -> bool:
+        """Tell whether it can run together with others of its key."""
+
+
+@dataclass(eq=False)
+class Job(Generic[Result]):
+    """Some work that somebody waits for.
+
+    Attributes:
+        work: What is to be done.
+        cost_s: How long it is expected to take alone.
+        deadline: When it is given up, by `time.monotonic`.
+        arrived: When it came.
+        future: Its result.
+        alone: Whether it must not run with others.
+        queue_s: How long it waited for its first step.
+        compute_s: How long the steps of its run took.
+        together: How many jobs its run had.
+    """
+
+    work: Any
+    cost_s: float
+    deadline: float
+    arrived: float = field(default_factory=time.monotonic)
+    future: "Future[Result]" = field(default_factory=Future)
+    alone: bool = False
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    together: int = 1
+
+    @property
+    def level(self) -> int:
+        """Its cost's order of magnitude."""
+        return level_of(self.cost_s)
+
+    def is_wanted(self) -> bool:
+        """Tell whether anybody still waits for it."""
+        return not self.future.done() and time.monotonic() < self.deadline
+
+    def cancel(self) -> None:
+        """Give it up: nobody waits any more."""
+        self.future.cancel()
+
+    def fail(self, error: BaseException) -> None:
+        """Let it end in an error, unless it has ended."""
+        with suppress(InvalidStateError):
+            self.future.set_exception(error)
+
+    def end(self, result: Result) -> None:
+        """Let it end in a result, unless it has ended."""
+        with suppress(InvalidStateError):
+            self.future.set_result(result)
