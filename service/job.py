@@ -43,6 +43,7 @@ class Job(Generic[Result]):
         queue_s: How long it waited for its first step.
         compute_s: How long the steps of its run took.
         together: How many jobs its run had.
+        level: Its cost's order of magnitude.
     """
 
     work: Any
@@ -54,11 +55,10 @@ class Job(Generic[Result]):
     queue_s: float = 0.0
     compute_s: float = 0.0
     together: int = 1
+    level: int = field(init=False)
 
-    @property
-    def level(self) -> int:
-        """Its cost's order of magnitude."""
-        return level_of(self.cost_s)
+    def __post_init__(self) -> None:
+        self.level = level_of(self.cost_s)
 
     def is_wanted(self) -> bool:
         """Tell whether anybody still waits for it."""

@@ -40,8 +40,8 @@ def threads_each(workers: int, asked: int = 0, cpus: int | None = None) -> int:
 def prepare_environment() -> None:
     """Tell the numerical libraries what they read only once, when they are loaded; what is set already stays.
 
-    A thread of OpenMP that waits spins for milliseconds, on a processor that the event loop or another process needs:
-    with two threads on two busy processors a server answered a third of the requests (`tests/performance/serving.py`).
+    A thread of OpenMP that waits spins for milliseconds, on a processor that the event loop or another process needs;
+    `tests/performance/serving.py` compares the ways of waiting.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's would start threads when it is imported
     if "OMP_WAIT_POLICY" not in os.environ:
