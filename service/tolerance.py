@@ -2,8 +2,8 @@
 
 A row ends at N = 64, 128, 256, … passes once every variance of it has a relative standard error below the tolerance.
 Looks are few and far apart, for stopping at any pass at which the error happens to look small would favour small
-variances: over 2 000 seeds at a tolerance of 0.05 the mean of the reported variances is within 1 % of the true one for
-drop rates from 0.05 to 0.5, a saturated softmax included (tests/test_tolerance.py holds them to 2 %); at 0.2, 4 %.
+variances: over 2 000 seeds and more at a tolerance of 0.05 the mean of the reported variances is within 2 % of the true
+one for drop rates from 0.05 to 0.5, a saturated softmax included (`pytest -m slow tests/test_tolerance.py`).
 What no pass has met by then, such as a jump that one pass in a thousand makes, is in no variance and no error.
 """
 
