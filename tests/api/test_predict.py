@@ -189,7 +189,7 @@ def test_packed_bodies_are_read(client: TestClient) -> None:
     ("encoding", "packed", "told"),
     [
         ("gzip", b"not gzip", "the body is not gzip"),
-        ("gzip", gzip.compress(b'{"inputs": 1}')[:-4], "cut short"),
+        ("gzip", gzip.compress(b'{"inputs": 1}', mtime=0)[:-4], "cut short"),
         ("br", b"x", "Content-Encoding 'br' is not known"),
     ],
 )
