@@ -70,6 +70,7 @@ class Scheduler(Generic[Result]):
         self._max_wait_s, self._max_jobs = max_wait_s, max_jobs
         self._waiting: list[Job[Result]] = []
         self._active: list[_Run[Result]] = []
+        self._accepted_s = 0.0  # what everything that waits or runs costs
         self._stepped: dict[int, float] = {}  # by the order of magnitude of the cost: when one of these stepped last
         self._changed = Condition()
         self._moved = time.monotonic()
@@ -92,13 +93,14 @@ class Scheduler(Generic[Result]):
         """For how many seconds the thread has not moved though it had work."""
         return time.monotonic() - self._moved if self.in_flight else 0.0
 
-    def submit(self, work: Work, cost_s: float, timeout_s: float = math.inf) -> Job[Result]:
+    def submit(self, work: Work, cost_s: float, timeout_s: float = math.inf, *, wake: bool = True) -> Job[Result]:
         """Accept work.
 
         Args:
             work: What is to be done.
             cost_s: How long it is expected to take alone.
             timeout_s: After how many seconds it is given up.
+            wake: Whether the thread begins now; else once `wake` is called, which several may do together.
 
         Raises:
             Overloaded: As much is accepted as may be.
@@ -109,14 +111,21 @@ class Scheduler(Generic[Result]):
             if self.closed:
                 raise Draining("the server is stopping; ask another one, or again later")
             self._check_room(cost_s)
-            if not self.in_flight:
+            if not (self._waiting or self._active):
                 self._moved = time.monotonic()
             self._waiting.append(job)
+            self._accepted_s += cost_s
             if self._thread is None:
                 self._thread = Thread(target=self._work, name="compute", daemon=True)
                 self._thread.start()
-            self._changed.notify()
+            if wake:
+                self._changed.notify()
         return job
+
+    def wake(self) -> None:
+        """Let the thread look for what was submitted."""
+        with self._changed:
+            self._changed.notify()
 
     def check_room(self) -> None:
         """Check that a job as short as the shortest that waits would be accepted now.
@@ -124,9 +133,17 @@ class Scheduler(Generic[Result]):
         Raises:
             Overloaded: It would not.
         """
-        self._check_room(min((job.cost_s for job in list(self._waiting)), default=0.0))
+        if not self._has_room():
+            self._check_room(min((job.cost_s for job in list(self._waiting)), default=0.0))
+
+    def _has_room(self) -> bool:
+        """Tell whether there is room whatever is ahead, without looking at each job."""
+        count = len(self._waiting) + sum(len(run.jobs) for run in list(self._active))
+        return count < self._max_jobs and self._accepted_s <= self._max_wait_s
 
     def _check_room(self, cost_s: float) -> None:
+        if self._has_room():
+            return
         count, ahead_s = self.in_flight, self._ahead_s(cost_s)
         if count >= self._max_jobs or (count and ahead_s > self._max_wait_s):
             raise Overloaded(
@@ -194,19 +211,25 @@ class Scheduler(Generic[Result]):
         return self._begin(head, now) if isinstance(head, Job) else head
 
     def _drop_unwanted(self) -> None:
+        kept = []
         for job in self._waiting:
-            if not job.is_wanted():
+            if job.is_wanted():
+                kept.append(job)
+            else:
                 job.fail(_too_late())
-        self._waiting = [job for job in self._waiting if not job.future.done()]
+                self._accepted_s -= job.cost_s
+        self._waiting = kept
 
     def _begin(self, first: Job[Result], now: float) -> _Run[Result]:
-        jobs = [first]
-        for job in self._waiting if first.work.key is not None and not first.alone else ():
-            alike = job is not first and not job.alone and job.level == first.level and job.work.key == first.work.key
-            if alike and job.work.fits([each.work for each in jobs]):
+        jobs, others = [first], []
+        key = None if first.alone else first.work.key
+        for job in self._waiting:
+            alike = key is not None and not job.alone and job.level == first.level and job.work.key == key
+            if alike and job is not first and job.work.fits([each.work for each in jobs]):
                 jobs.append(job)
-        taken = set(map(id, jobs))
-        self._waiting = [job for job in self._waiting if id(job) not in taken]
+            elif job is not first:
+                others.append(job)
+        self._waiting = others
         for job in jobs:
             job.queue_s, job.together = now - job.arrived, len(jobs)
         run = _Run(jobs, self._start(jobs))
@@ -256,11 +279,13 @@ class Scheduler(Generic[Result]):
         with self._changed:
             for job in run.jobs:
                 job.alone = True
+                self._accepted_s += job.cost_s
             self._waiting = [*run.jobs, *self._waiting]
 
     def _remove(self, run: _Run[Result]) -> None:
         with self._changed:
             self._active.remove(run)
+            self._accepted_s -= sum(job.cost_s for job in run.jobs)
 
 
 def _too_late() -> DeadlineExceeded:

@@ -144,10 +144,6 @@ class Compiled:
             self._modes[per_row] = self._choose(per_row)
         return self._modes[per_row]
 
-    def has_mode(self, per_row: bool) -> bool:
-        """Tell whether it is known how passes run."""
-        return per_row in self._modes
-
     def _choose(self, per_row: bool) -> Mode:
         if self._wide is not None:
             mode = self._wide.mode(per_row)  # proven where nothing but the order of sums makes a difference
