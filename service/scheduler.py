@@ -1,4 +1,4 @@
-"""Concurrent jobs → runs, one step at a time in one thread; it knows no tensors' meaning and no HTTP.
+"""Concurrent jobs → runs, one step at a time in a thread; it knows no tensors' meaning and no HTTP.
 
 A job waits until the thread is free; jobs of one key that wait then and cost about as much run together, so that a run
 holds what queued while the last one worked and nobody waits on purpose. Cheaper jobs come first; of those that cost
@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from threading import Condition, Thread
+from threading import Condition, Lock, Thread
 from typing import Generic
 
 from service.errors import DeadlineExceeded, Draining, Overloaded
@@ -21,6 +21,7 @@ from service.job import Job, Result, Work, level_of
 _log = logging.getLogger("thinnet")
 _AGE_S = 1.0
 _LOOK_S = 0.02
+_LEAST_S, _LITTLE_S = 1e-3, 1e-2  # a job, and all together, that cost no more than to wake a thread and be woken
 _LEAST_WAIT_S = 1.0
 Steps = Generator[None, None, Sequence[Result | None]]
 
@@ -72,7 +73,7 @@ class Scheduler(Generic[Result]):
         self._active: list[_Run[Result]] = []
         self._accepted_s = 0.0  # what everything that waits or runs costs
         self._stepped: dict[int, float] = {}  # by the order of magnitude of the cost: when one of these stepped last
-        self._changed = Condition()
+        self._changed, self._turn = Condition(), Lock()
         self._moved = time.monotonic()
         self._thread: Thread | None = None
         self.closed = False
@@ -100,7 +101,7 @@ class Scheduler(Generic[Result]):
             work: What is to be done.
             cost_s: How long it is expected to take alone.
             timeout_s: After how many seconds it is given up.
-            wake: Whether the thread begins now; else once `wake` is called, which several may do together.
+            wake: Whether the thread begins now; else `attend` is to be called, which may be for several together.
 
         Raises:
             Overloaded: As much is accepted as may be.
@@ -115,17 +116,31 @@ class Scheduler(Generic[Result]):
                 self._moved = time.monotonic()
             self._waiting.append(job)
             self._accepted_s += cost_s
-            if self._thread is None:
-                self._thread = Thread(target=self._work, name="compute", daemon=True)
-                self._thread.start()
             if wake:
-                self._changed.notify()
+                self._wake()
         return job
 
-    def wake(self) -> None:
-        """Let the thread look for what was submitted."""
+    def attend(self) -> None:
+        """Have done what was submitted: here and now where that is sooner done than a thread woken, else there."""
+        if self._is_little() and self._turn.acquire(blocking=False):
+            try:
+                while self._waiting and not self._active:
+                    self._advance()
+            finally:
+                self._turn.release()
         with self._changed:
-            self._changed.notify()
+            if self._waiting or self._active:
+                self._wake()
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._thread = Thread(target=self._work, name="compute", daemon=True)
+            self._thread.start()
+        self._changed.notify()
+
+    def _is_little(self) -> bool:
+        waiting = list(self._waiting)
+        return not self._active and self._accepted_s <= _LITTLE_S and all(job.cost_s <= _LEAST_S for job in waiting)
 
     def check_room(self) -> None:
         """Check that a job as short as the shortest that waits would be accepted now.
@@ -188,10 +203,16 @@ class Scheduler(Generic[Result]):
                     if self.closed:
                         return
                     self._changed.wait()
-                self._moved = time.monotonic()
-                run = self._next()
-            if run is not None:
-                self._step(run)
+            with self._turn:
+                self._advance()
+
+    def _advance(self) -> None:
+        """Take the next step; whoever does has the turn."""
+        with self._changed:
+            self._moved = time.monotonic()
+            run = self._next()
+        if run is not None:
+            self._step(run)
 
     def _next(self) -> _Run[Result] | None:
         """Return the run that steps next, made of waiting jobs where these come first."""

@@ -1,7 +1,7 @@
 """Wait on the event loop for what a thread computes; it does not know what that is.
 
-The loop and the thread share one interpreter, so that every wake costs both of them: all that came in one turn of the
-loop wakes the thread once, and all that has ended meanwhile wakes the loop once.
+Loop and thread share one interpreter, so that every wake costs both of them: what came in one turn of the loop is
+attended to together, and all that has ended meanwhile wakes the loop once.
 """
 
 import asyncio
@@ -23,12 +23,12 @@ class Awaited(Generic[_Result]):
     """The jobs that one event loop waits for.
 
     Args:
-        wake: Wakes the thread, which looks for jobs.
+        attend: Has done what was submitted, or lets a thread do it.
     """
 
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self._wake = wake
-        self._waking = self._looking = False
+    def __init__(self, attend: Callable[[], None]) -> None:
+        self._attend = attend
+        self._attending = self._looking = False
         self._ended: deque[asyncio.Future[None]] = deque()
 
     async def result(self, job: Job[_Result], receive: Receive, timeout_s: float) -> _Result | None:
@@ -43,9 +43,9 @@ class Awaited(Generic[_Result]):
             TimeoutError: It took longer.
         """
         loop = asyncio.get_running_loop()
-        if not self._waking:
-            self._waking = True
-            loop.call_soon(self._wake_thread)
+        if not self._attending:
+            self._attending = True
+            loop.call_soon(self._attend_all)
         ended: asyncio.Future[None] = loop.create_future()
         job.future.add_done_callback(partial(self._end, loop, ended))
         watch = _Watch(loop, ended, job, receive, timeout_s)
@@ -58,9 +58,9 @@ class Awaited(Generic[_Result]):
             watch.stop()
             job.cancel()  # unless it has ended
 
-    def _wake_thread(self) -> None:
-        self._waking = False
-        self._wake()
+    def _attend_all(self) -> None:
+        self._attending = False
+        self._attend()
 
     def _end(self, loop: asyncio.AbstractEventLoop, ended: "asyncio.Future[None]", _: "Future[_Result]") -> None:
         """Tell the loop, from whatever thread."""

@@ -66,7 +66,7 @@ class Serving:
         self.workers_dead: Callable[[], list[str]] = list  # what is wrong with the processes beside this one
         self.costs = Costs()
         self.scheduler: Scheduler[Prediction] = Scheduler(_start, settings.max_wait_s, settings.max_jobs, self._learn)
-        self._awaited: Awaited[Prediction] = Awaited(self.scheduler.wake)
+        self._awaited: Awaited[Prediction] = Awaited(self.scheduler.attend)
 
     async def find(self, request: PredictRequest) -> tuple[Card, Predictor]:
         """Find what a request names; a version asked for the first time is loaded in a thread.
