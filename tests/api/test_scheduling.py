@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import current_thread
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from starlette.testclient import TestClient
 from torch import nn
 
 from service import Predictor
-from service.api import create_app
+from service.api import create_app, predict
 from service.repository import Repository
 from service.settings import Settings
 
@@ -99,6 +100,20 @@ def test_a_short_request_and_health_pass_a_long_one(client: TestClient) -> None:
         assert long.result().status_code == 200
 
     assert max(took) < 1
+
+
+def test_a_large_answer_to_a_small_question_is_not_written_on_the_loop(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    written = predict.answer
+    monkeypatch.setattr(predict, "answer", lambda *given: threads.append(current_thread().name) or written(*given))
+    for passes in (20, 4000):
+        asked = {**SHORT, "inputs": [[1.0, 2.0, 3.0]] * 5, "passes": passes, "quantities": ["samples"]}
+        assert client.post("/predict", json=asked).status_code == 200
+    small, large = threads
+    assert "worker" in large
+    assert "worker" not in small
 
 
 def test_past_the_bound_of_the_queue_a_caller_is_told_when_to_come_back(models: Path) -> None:
