@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 from service.prediction import Prediction, unfinite_rows
@@ -30,7 +31,7 @@ class Question:
     notes: tuple[str, ...] = ()
     model: str = ""
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """How many rows it has."""
         return self.part.rows
@@ -45,24 +46,29 @@ class Question:
         """The relative standard error of a row's variances at which its passes end."""
         return self.part.ask.tolerance
 
-    @property
+    @cached_property
     def kind(self) -> Hashable:
         """What its cost for each row and pass depends on."""
         return id(self.run.compiled), self._lengths(), self.part.ask.per_row
 
-    @property
+    @cached_property
     def key(self) -> Hashable | None:
         """What questions have in common that one run can answer; None where it is answered alone."""
         ask = self.part.ask
         return None if self.run.couples_rows else (self.kind, ask.seed, ask.estimator)
 
+    @cached_property
+    def most_rows(self) -> int:
+        """How many rows like its own can run together."""
+        return self.run.rows_together(self.part)
+
     def fits(self, others: Sequence["Question"]) -> bool:
         """Tell whether it can run together with others of its key."""
-        return sum(each.rows for each in others) + self.rows <= self.run.rows_together(self.part)
+        return sum(each.rows for each in others) + self.rows <= self.most_rows
 
-    def in_steps(self, step: Step) -> "Question":
-        """Return it as one that lets others have their turn after each step."""
-        return replace(self, run=replace(self.run, step=step))
+    def served(self, model: str, step: Step) -> "Question":
+        """Return it as one of a model's that lets others have their turn after each step."""
+        return replace(self, model=model, run=replace(self.run, step=step))
 
     def waited_for(self, is_wanted: Callable[[], bool]) -> "Question":
         """Return it as one that is given up once nobody waits for it."""

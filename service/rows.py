@@ -28,7 +28,7 @@ def read_rows(inputs: Sequence[Input], given: Given, device: torch.device) -> tu
         InvalidInput: Something does not fit; the message names input, row and feature.
     """
     tensors = [_read_one(spec, value).to(device) for spec, value in zip(inputs, _by_order(inputs, given), strict=True)]
-    rows = {spec.name: len(tensor) for spec, tensor in zip(inputs, tensors, strict=True)}
+    rows = {spec.name: tensor.shape[0] for spec, tensor in zip(inputs, tensors, strict=True)}
     if len(set(rows.values())) > 1:
         raise InvalidInput(f"the inputs have different numbers of rows: {rows}; give every input the same rows")
     return tuple(standardise(spec, tensor) for spec, tensor in zip(inputs, tensors, strict=True))
@@ -92,7 +92,7 @@ def _check_range(spec: Input, tensor: Tensor, dtype: torch.dtype) -> None:
 
 
 def _check_shape(spec: Input, tensor: Tensor) -> None:
-    if tensor.dim() and not len(tensor):
+    if tensor.dim() and not tensor.shape[0]:
         raise InvalidInput(f"input {spec.name!r} has no rows; give one at least")
     expected = ("rows", *("any" if size < 0 else size for size in spec.shape))
     row = tuple(tensor.shape[1:])

@@ -55,7 +55,7 @@ class Part:
     @property
     def rows(self) -> int:
         """How many rows."""
-        return len(self.tensors[0])
+        return self.tensors[0].shape[0]
 
     @property
     def rule(self) -> tuple[Any, ...]:

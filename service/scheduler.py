@@ -1,4 +1,4 @@
-"""Concurrent jobs → runs, one step at a time in one thread; it knows no tensors' meaning and no HTTP.
+"""Concurrent jobs → runs, one step at a time in a thread; it knows no tensors' meaning and no HTTP.
 
 A job waits until the thread is free; jobs of one key that wait then and cost about as much run together, so that a run
 holds what queued while the last one worked and nobody waits on purpose. Cheaper jobs come first; of those that cost
@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from threading import Condition, Thread
+from threading import Condition, Lock, Thread
 from typing import Generic
 
 from service.errors import DeadlineExceeded, Draining, Overloaded
@@ -21,6 +21,7 @@ from service.job import Job, Result, Work, level_of
 _log = logging.getLogger("thinnet")
 _AGE_S = 1.0
 _LOOK_S = 0.02
+_LEAST_S, _LITTLE_S = 1e-3, 1e-2  # a job, and all together, that cost no more than to wake a thread and be woken
 _LEAST_WAIT_S = 1.0
 Steps = Generator[None, None, Sequence[Result | None]]
 
@@ -70,8 +71,9 @@ class Scheduler(Generic[Result]):
         self._max_wait_s, self._max_jobs = max_wait_s, max_jobs
         self._waiting: list[Job[Result]] = []
         self._active: list[_Run[Result]] = []
+        self._accepted_s = 0.0  # what everything that waits or runs costs
         self._stepped: dict[int, float] = {}  # by the order of magnitude of the cost: when one of these stepped last
-        self._changed = Condition()
+        self._changed, self._turn = Condition(), Lock()
         self._moved = time.monotonic()
         self._thread: Thread | None = None
         self.closed = False
@@ -92,13 +94,14 @@ class Scheduler(Generic[Result]):
         """For how many seconds the thread has not moved though it had work."""
         return time.monotonic() - self._moved if self.in_flight else 0.0
 
-    def submit(self, work: Work, cost_s: float, timeout_s: float = math.inf) -> Job[Result]:
+    def submit(self, work: Work, cost_s: float, timeout_s: float = math.inf, *, wake: bool = True) -> Job[Result]:
         """Accept work.
 
         Args:
             work: What is to be done.
             cost_s: How long it is expected to take alone.
             timeout_s: After how many seconds it is given up.
+            wake: Whether the thread begins now; else `attend` is to be called, which may be for several together.
 
         Raises:
             Overloaded: As much is accepted as may be.
@@ -109,14 +112,35 @@ class Scheduler(Generic[Result]):
             if self.closed:
                 raise Draining("the server is stopping; ask another one, or again later")
             self._check_room(cost_s)
-            if not self.in_flight:
+            if not (self._waiting or self._active):
                 self._moved = time.monotonic()
             self._waiting.append(job)
-            if self._thread is None:
-                self._thread = Thread(target=self._work, name="compute", daemon=True)
-                self._thread.start()
-            self._changed.notify()
+            self._accepted_s += cost_s
+            if wake:
+                self._wake()
         return job
+
+    def attend(self) -> None:
+        """Have done what was submitted: here and now where that is sooner done than a thread woken, else there."""
+        if self._is_little() and self._turn.acquire(blocking=False):
+            try:
+                while self._waiting and not self._active:
+                    self._advance()
+            finally:
+                self._turn.release()
+        with self._changed:
+            if self._waiting or self._active:
+                self._wake()
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._thread = Thread(target=self._work, name="compute", daemon=True)
+            self._thread.start()
+        self._changed.notify()
+
+    def _is_little(self) -> bool:
+        waiting = list(self._waiting)
+        return not self._active and self._accepted_s <= _LITTLE_S and all(job.cost_s <= _LEAST_S for job in waiting)
 
     def check_room(self) -> None:
         """Check that a job as short as the shortest that waits would be accepted now.
@@ -124,9 +148,17 @@ class Scheduler(Generic[Result]):
         Raises:
             Overloaded: It would not.
         """
-        self._check_room(min((job.cost_s for job in list(self._waiting)), default=0.0))
+        if not self._has_room():
+            self._check_room(min((job.cost_s for job in list(self._waiting)), default=0.0))
+
+    def _has_room(self) -> bool:
+        """Tell whether there is room whatever is ahead, without looking at each job."""
+        count = len(self._waiting) + sum(len(run.jobs) for run in list(self._active))
+        return count < self._max_jobs and self._accepted_s <= self._max_wait_s
 
     def _check_room(self, cost_s: float) -> None:
+        if self._has_room():
+            return
         count, ahead_s = self.in_flight, self._ahead_s(cost_s)
         if count >= self._max_jobs or (count and ahead_s > self._max_wait_s):
             raise Overloaded(
@@ -171,10 +203,16 @@ class Scheduler(Generic[Result]):
                     if self.closed:
                         return
                     self._changed.wait()
-                self._moved = time.monotonic()
-                run = self._next()
-            if run is not None:
-                self._step(run)
+            with self._turn:
+                self._advance()
+
+    def _advance(self) -> None:
+        """Take the next step; whoever does has the turn."""
+        with self._changed:
+            self._moved = time.monotonic()
+            run = self._next()
+        if run is not None:
+            self._step(run)
 
     def _next(self) -> _Run[Result] | None:
         """Return the run that steps next, made of waiting jobs where these come first."""
@@ -194,19 +232,25 @@ class Scheduler(Generic[Result]):
         return self._begin(head, now) if isinstance(head, Job) else head
 
     def _drop_unwanted(self) -> None:
+        kept = []
         for job in self._waiting:
-            if not job.is_wanted():
+            if job.is_wanted():
+                kept.append(job)
+            else:
                 job.fail(_too_late())
-        self._waiting = [job for job in self._waiting if not job.future.done()]
+                self._accepted_s -= job.cost_s
+        self._waiting = kept
 
     def _begin(self, first: Job[Result], now: float) -> _Run[Result]:
-        jobs = [first]
-        for job in self._waiting if first.work.key is not None and not first.alone else ():
-            alike = job is not first and not job.alone and job.level == first.level and job.work.key == first.work.key
-            if alike and job.work.fits([each.work for each in jobs]):
+        jobs, others = [first], []
+        key = None if first.alone else first.work.key
+        for job in self._waiting:
+            alike = key is not None and not job.alone and job.level == first.level and job.work.key == key
+            if alike and job is not first and job.work.fits([each.work for each in jobs]):
                 jobs.append(job)
-        taken = set(map(id, jobs))
-        self._waiting = [job for job in self._waiting if id(job) not in taken]
+            elif job is not first:
+                others.append(job)
+        self._waiting = others
         for job in jobs:
             job.queue_s, job.together = now - job.arrived, len(jobs)
         run = _Run(jobs, self._start(jobs))
@@ -256,11 +300,13 @@ class Scheduler(Generic[Result]):
         with self._changed:
             for job in run.jobs:
                 job.alone = True
+                self._accepted_s += job.cost_s
             self._waiting = [*run.jobs, *self._waiting]
 
     def _remove(self, run: _Run[Result]) -> None:
         with self._changed:
             self._active.remove(run)
+            self._accepted_s -= sum(job.cost_s for job in run.jobs)
 
 
 def _too_late() -> DeadlineExceeded:

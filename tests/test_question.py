@@ -114,7 +114,7 @@ def test_nothing_runs_once_everybody_has_left() -> None:
 
 def test_rows_run_in_blocks_of_the_size_allowed_and_say_the_same() -> None:
     whole = classifier().question(rows(50, 1), Asked(passes=30))
-    parts = whole.in_steps(Step(7, 10.0))
+    parts = whole.served("", Step(7, 10.0))
 
     same(finished(together([parts]))[0], finished(together([whole]))[0] or pytest.fail("nothing"))
     assert not parts.fits([parts])
@@ -122,7 +122,7 @@ def test_rows_run_in_blocks_of_the_size_allowed_and_say_the_same() -> None:
 
 
 def test_a_step_of_passes_is_as_long_as_it_may_be() -> None:
-    asked = classifier().question(rows(50, 1), Asked(passes=4000)).in_steps(Step(100, 0.002))
+    asked = classifier().question(rows(50, 1), Asked(passes=4000)).served("", Step(100, 0.002))
     took, steps = [], together([asked])
     while True:
         began = time.perf_counter()

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
-from threading import Event
+from threading import Event, current_thread
 from typing import Any
 
 import pytest
@@ -36,6 +36,7 @@ class Bench:
 
     told: list[str] = field(default_factory=list)
     go: Event = field(default_factory=Event)
+    threads: list[str] = field(default_factory=list)
     step_s: float = 0.0
     jobs: list[Job[str]] = field(default_factory=list)
 
@@ -49,6 +50,7 @@ class Bench:
                     self.told.append(f"{names} fails")
                     raise task.fault
             self.told.append(f"{names} {step}")
+            self.threads.append(current_thread().name)
             time.sleep(self.step_s)
             if step + 1 < max(task.steps for task in tasks):
                 yield
@@ -97,6 +99,58 @@ def test_what_queued_while_the_last_run_worked_runs_together(bench: Bench, make:
     assert sorted(bench.told) == ["a+b+d 0", "c 0", "first 0"]
     assert [job.together for job in jobs] == [1, 3, 3, 1, 3]
     assert all(job.queue_s > 0 for job in jobs[1:])
+
+
+def test_what_is_sooner_done_than_a_thread_woken_is_done_at_once(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    bench.go.set()
+    scheduler = make()
+    jobs = [scheduler.submit(Task(*task), 1e-4, wake=False) for task in (("a",), ("b",), ("c", "other"))]
+    assert not bench.told, "several are attended to together"
+    scheduler.attend()
+
+    assert [job.future.result(0) for job in jobs] == ["a", "b", "c"]
+    assert bench.told == ["a+b 0", "c 0"]
+    assert set(bench.threads) == {current_thread().name}
+
+
+@pytest.mark.parametrize(("count", "cost_s"), [(1, 0.1), (100, 9e-4)])
+def test_what_takes_longer_is_left_to_the_thread(
+    bench: Bench, make: Callable[..., Scheduler[str]], count: int, cost_s: float
+) -> None:
+    scheduler = make()
+    jobs = [scheduler.submit(Task("a", None), cost_s, wake=False) for _ in range(count)]
+    scheduler.attend()
+    assert not any(job.future.done() for job in jobs), "who attends does not wait"
+    bench.go.set()
+
+    assert [job.future.result(SOON_S) for job in jobs] == ["a"] * count
+    assert set(bench.threads) == {"compute"}
+
+
+def test_what_takes_longer_than_was_thought_goes_on_in_the_thread(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    bench.go.set()
+    scheduler = make()
+    job = scheduler.submit(Task("a", steps=3), 1e-4, wake=False)
+    scheduler.attend()
+
+    assert job.future.result(SOON_S) == "a"
+    assert bench.threads == [current_thread().name, "compute", "compute"]
+
+
+def test_nothing_is_done_at_once_while_the_thread_works(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    scheduler = make()
+    first, *_ = held(scheduler)
+    job = scheduler.submit(Task("a"), 1e-4, wake=False)
+    scheduler.attend()
+    assert not job.future.done()
+    bench.go.set()
+
+    assert [first.future.result(SOON_S), job.future.result(SOON_S)] == ["first", "a"]
+    assert set(bench.threads) == {"compute"}
 
 
 def test_what_has_no_key_runs_alone(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:

@@ -93,7 +93,7 @@ class Compiled:
     def trunk(self, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
         """Run what no noise reaches, once."""
         with torch.inference_mode():
-            values: tuple[Any, ...] = self._split.trunk(*inputs, len(inputs[0]))
+            values: tuple[Any, ...] = self._split.trunk(*inputs, inputs[0].shape[0])
         return values
 
     def trunk_of_rows(self, values: tuple[Any, ...], inputs: tuple[Tensor, ...], rows: Tensor) -> tuple[Any, ...]:
@@ -143,10 +143,6 @@ class Compiled:
         if per_row not in self._modes:
             self._modes[per_row] = self._choose(per_row)
         return self._modes[per_row]
-
-    def has_mode(self, per_row: bool) -> bool:
-        """Tell whether it is known how passes run."""
-        return per_row in self._modes
 
     def _choose(self, per_row: bool) -> Mode:
         if self._wide is not None:

@@ -80,7 +80,7 @@ def test_with_every_site_off_it_is_the_eval_network(specimen: Specimen, predicto
 def test_every_way_of_running_passes_is_the_whole_graph(specimen: Specimen, predictor: Predictor) -> None:
     """Trunk and suffix, folded, vmapped and looped, against the uncut graph run pass by pass, on 1 and 4 rows."""
     for plan in plans(predictor):
-        compiled = predictor._compile(make_plan(predictor.sites, **plan))  # type: ignore[arg-type] # a plan
+        compiled = predictor.compile(make_plan(predictor.sites, **plan))  # type: ignore[arg-type] # a plan
         for rows in (4, 1) if not specimen.coupled else (4,):
             compare_modes(compiled, predictor._captured, specimen.inputs(rows))
 
