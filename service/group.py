@@ -75,7 +75,7 @@ class Group:
         self._bounds = [*pairwise([sum(sizes[:count]) for count in range(len(sizes) + 1)])]
         self._running: Tensor | None = None  # the places of the rows that still run; None while all do
         self._ended: list[tuple[Tensor | None, Quantities]] = []  # the places of rows, None for all, in order
-        self._left: set[int] = set()
+        self._open = set(range(len(sizes)))  # the asks that have no answer yet
         self._stops = rule.stops()
         self.rows, self.stop = sum(sizes), next(self._stops)
 
@@ -101,19 +101,25 @@ class Group:
 
     def leave(self) -> Tensor | None:
         """Let the rows go that nobody waits for, and tell of each that ran whether it goes on [B]; None if all do."""
-        left = {index for index, is_wanted in enumerate(self._wanted) if not is_wanted()} - self._left
+        left = {index for index in self._open if not self._wanted[index]()}
         if not left:
             return None
-        self._left |= left
+        self._open -= left
         kept = torch.ones(self.rows, dtype=torch.bool)
         for index in left:
             kept &= ~self._is_of(index, self._places())
         return self._keep(kept)
 
-    def found(self, index: int) -> Quantities | None:
-        """Return the quantities of an ask's rows, all of which have ended; None where nobody waited for them."""
-        if index in self._left:
-            return None
+    def answered(self) -> dict[int, Quantities]:
+        """Return the quantities of each ask whose last rows have ended since this was called, by its index."""
+        ended = {index for index in self._open if not self._runs(index)}
+        self._open -= ended
+        return {index: self._found(index) for index in ended}
+
+    def _runs(self, index: int) -> bool:
+        return self.rows > 0 and (self._running is None or bool(self._is_of(index, self._running).any()))
+
+    def _found(self, index: int) -> Quantities:
         first, end = self._bounds[index]
         parts = []
         for places, quantities in self._ended:

@@ -171,9 +171,7 @@ class Predictor:
             memory_bytes,
         )
         question = self.question(inputs, asked)
-        (prediction,) = finished(together([question]))
-        assert prediction is not None, "it is waited for here"
-        return prediction
+        return finished(together([question]))[0]
 
     def question(self, inputs: Given, asked: Asked, prepared: Prepared | None = None) -> Question:
         """Return what `predict` would answer, checked and ready to run, alone or together with others.

@@ -1,16 +1,13 @@
 """A caller's checked request of a plan, and several of them answered by one run; it does not know how it was sent."""
 
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
 
+from service.job import Result, Steps
 from service.prediction import Prediction, unfinite_rows
 from service.run import Answers, Part, Run, Step
 from service.tolerance import unsettled_rows
-
-_Result = TypeVar("_Result")
-Steps = Generator[None, None, _Result]
 
 
 @dataclass(frozen=True)
@@ -94,18 +91,12 @@ class Question:
         return tuple((x.shape[1:], x.dtype) for x in self.part.tensors)
 
 
-def together(questions: Sequence[Question]) -> Steps[list[Prediction | None]]:
-    """Answer questions of one key by one run, a chunk of passes a step; None for one that nobody waited for."""
-    found = yield from questions[0].run.steps([each.part for each in questions])
-    pairs = zip(questions, found, strict=True)
-    return [None if answers is None else question.prediction(answers) for question, answers in pairs]
+def together(questions: Sequence[Question]) -> Steps[Prediction]:
+    """Answer questions of one key by one run, a chunk of passes a step, each once it has had its passes."""
+    for found in questions[0].run.steps([each.part for each in questions]):
+        yield {place: questions[place].prediction(answers) for place, answers in found.items()}
 
 
-def finished(steps: Steps[_Result]) -> _Result:
-    """Take all steps and return what they lead to."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: _Result = end.value
-            return result
+def finished(steps: Steps[Result]) -> dict[int, Result]:
+    """Take all steps and return what they lead to, by its place."""
+    return {place: result for found in steps for place, result in found.items()}

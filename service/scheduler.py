@@ -4,26 +4,26 @@ A job waits until the thread is free; jobs of one key that wait then and cost ab
 holds what queued while the last one worked and nobody waits on purpose. Cheaper jobs come first; of those that cost
 about as much, the one that came first: a long run is set aside between two of its steps, and equal ones are done in
 turn instead of all at once. Costs of an order of magnitude that have had no step for a while get one, so none starves.
+Who runs with others is answered once its own steps are done.
 """
 
 import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Condition, Lock, Thread
 from typing import Generic
 
 from service.errors import DeadlineExceeded, Draining, Overloaded
-from service.job import Job, Result, Work, level_of
+from service.job import Job, Result, Steps, Work, level_of
 
 _log = logging.getLogger("thinnet")
 _AGE_S = 1.0
 _LOOK_S = 0.02
 _LEAST_S, _LITTLE_S = 1e-3, 1e-2  # a job, and all together, that cost no more than to wake a thread and be woken
 _LEAST_WAIT_S = 1.0
-Steps = Generator[None, None, Sequence[Result | None]]
 
 
 @dataclass(eq=False)
@@ -33,6 +33,7 @@ class _Run(Generic[Result]):
     jobs: list[Job[Result]]
     steps: Steps[Result]
     spent_s: float = 0.0
+    answered: int = 0
 
     @property
     def level(self) -> int:
@@ -54,10 +55,10 @@ class Scheduler(Generic[Result]):
     """One thread that steps through runs.
 
     Args:
-        start: Makes the steps of a run from its jobs; they lead to the jobs' results, None for one that was given up.
+        start: Makes the steps of a run from its jobs; they lead to a result for each that is not given up.
         max_wait_s: How many seconds of work may be ahead of a job that is accepted.
         max_jobs: How many jobs may be accepted and not done.
-        finished: Called in the thread with the jobs of a run that has ended well.
+        finished: Called with the jobs of a run that has ended well, and its seconds, before the last are answered.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Scheduler(Generic[Result]):
         start: Callable[[Sequence[Job[Result]]], Steps[Result]],
         max_wait_s: float = math.inf,
         max_jobs: int = 1 << 30,
-        finished: Callable[[Sequence[Job[Result]]], None] = lambda jobs: None,
+        finished: Callable[[Sequence[Job[Result]], float], None] = lambda jobs, spent_s: None,
     ) -> None:
         self._start, self._finished = start, finished
         self._max_wait_s, self._max_jobs = max_wait_s, max_jobs
@@ -258,38 +259,40 @@ class Scheduler(Generic[Result]):
         return run
 
     def _step(self, run: _Run[Result]) -> None:
-        began = time.monotonic()
-        if not run.is_wanted():
-            run.steps.close()
-            self._end(run, [None] * len(run.jobs))
-            return
+        began, found = time.monotonic(), None
         try:
-            next(run.steps)
-        except StopIteration as end:
-            self._spend(run, began)
-            self._end(run, end.value)
+            if run.is_wanted():
+                found = next(run.steps, None)
         except Exception as error:  # whatever a network raises, it ends this run alone
             self._fail(run, error)
-        else:
-            self._spend(run, began)
-
-    def _spend(self, run: _Run[Result], began: float) -> None:
+            return
         run.spent_s += time.monotonic() - began
-        for job in run.jobs:
-            job.compute_s = run.spent_s
+        if found is None:
+            self._end(run)
+        else:
+            self._answer(run, found)
 
-    def _end(self, run: _Run[Result], results: Sequence[Result | None]) -> None:
+    def _answer(self, run: _Run[Result], found: Mapping[int, Result]) -> None:
+        run.answered += len(found)
+        if run.answered == len(run.jobs):
+            self._end_well(run)
+        for place, result in found.items():
+            run.jobs[place].compute_s = run.spent_s
+            run.jobs[place].end(result)
+
+    def _end_well(self, run: _Run[Result]) -> None:
         self._remove(run)
-        if all(result is not None for result in results):
-            try:
-                self._finished(run.jobs)
-            except Exception:  # who looks on must not end the thread
-                _log.exception("what follows a run failed")
-        for job, result in zip(run.jobs, results, strict=True):
-            if result is None:
-                job.fail(_too_late())
-            else:
-                job.end(result)
+        try:
+            self._finished(run.jobs, run.spent_s)
+        except Exception:  # who looks on must not end the thread
+            _log.exception("what follows a run failed")
+
+    def _end(self, run: _Run[Result]) -> None:
+        """End a run that nobody waits for any more."""
+        run.steps.close()
+        self._remove(run)
+        for job in run.jobs:
+            job.fail(_too_late())
 
     def _fail(self, run: _Run[Result], error: Exception) -> None:
         """Let a run's only job fail, or try each of several by itself: one of them must not fail the others."""
@@ -297,11 +300,12 @@ class Scheduler(Generic[Result]):
         if len(run.jobs) == 1:
             run.jobs[0].fail(error)
             return
+        left = [job for job in run.jobs if not job.future.done()]
         with self._changed:
-            for job in run.jobs:
+            for job in left:
                 job.alone = True
                 self._accepted_s += job.cost_s
-            self._waiting = [*run.jobs, *self._waiting]
+            self._waiting = [*left, *self._waiting]
 
     def _remove(self, run: _Run[Result]) -> None:
         with self._changed:

@@ -10,20 +10,21 @@ from typing import Any
 import pytest
 
 from service.errors import DeadlineExceeded, Draining, Overloaded
-from service.job import Job
-from service.scheduler import Scheduler, Steps
+from service.job import Job, Steps
+from service.scheduler import Scheduler
 
 SOON_S = 10.0
 
 
 @dataclass(eq=False)
 class Task:
-    """Work of some steps; `fault` is raised at the first."""
+    """Work of some steps; `fault` is raised at one of them."""
 
     name: str
     key: str | None = "same"
     steps: int = 1
     fault: Exception | None = None
+    fault_at: int = 0
     room: int = 100
 
     def fits(self, others: Sequence["Task"]) -> bool:
@@ -46,15 +47,14 @@ class Bench:
         for step in range(max(task.steps for task in tasks)):
             assert self.go.wait(SOON_S)
             for task in tasks:
-                if task.fault is not None:
+                if task.fault is not None and task.fault_at == step:
                     self.told.append(f"{names} fails")
                     raise task.fault
             self.told.append(f"{names} {step}")
             self.threads.append(current_thread().name)
             time.sleep(self.step_s)
-            if step + 1 < max(task.steps for task in tasks):
-                yield
-        return [task.name if job.is_wanted() else None for job, task in zip(jobs, tasks, strict=True)]
+            done = [place for place, task in enumerate(tasks) if task.steps == step + 1]
+            yield {place: tasks[place].name for place in done if jobs[place].is_wanted()}
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_what_costs_little_does_not_run_with_what_costs_much(bench: Bench, make:
 
 
 def test_what_follows_a_run_may_fail_and_strands_nobody(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
-    def broken(jobs: Sequence[Job[str]]) -> None:
+    def broken(jobs: Sequence[Job[str]], spent_s: float) -> None:
         raise OSError("the disk is full")
 
     scheduler = make(finished=broken)
@@ -271,6 +271,36 @@ def test_a_run_that_everybody_left_stops_at_its_next_step(bench: Bench, make: Ca
 
     assert len(bench.told) < 100
     assert scheduler.submit(Task("next"), 0.1).future.result(SOON_S) == "next"
+
+
+def test_who_has_had_all_steps_is_answered_while_the_others_go_on(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    learned: list[tuple[int, float]] = []
+    scheduler = make(finished=lambda jobs, spent_s: learned.append((len(jobs), spent_s)))
+    bench.step_s = 0.01
+    _, short, long = held(scheduler, Task("short", steps=2), Task("long", steps=30))
+    bench.go.set()
+
+    assert short.future.result(SOON_S) == "short"
+    assert not long.future.done()
+    assert long.future.result(SOON_S) == "long"
+    assert bench.told[1:] == [f"short+long {step}" for step in range(30)]
+    assert 0 < short.compute_s < long.compute_s
+    assert learned[1:] == [(2, long.compute_s)], "what the whole run took"
+    until(lambda: scheduler.in_flight == 0)
+
+
+def test_a_fault_is_none_of_those_who_are_answered(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    bad = Task("bad", steps=3, fault=ValueError("its own"), fault_at=2)
+    _, answered, failed, good = held(make(), Task("answered"), bad, Task("good", steps=3))
+    bench.go.set()
+
+    assert answered.future.result(SOON_S) == "answered"
+    assert good.future.result(SOON_S) == "good"
+    with pytest.raises(ValueError, match="its own"):
+        failed.future.result(SOON_S)
+    assert "answered 0" not in bench.told, "it is not done again"
 
 
 def test_one_that_fails_fails_alone(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:

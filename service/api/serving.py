@@ -16,10 +16,10 @@ from service.ask import Asked
 from service.costs import Costs
 from service.errors import BadRequest, DeadlineExceeded, Draining, Overloaded, TooLarge, TooManyRequests
 from service.folder import Card
-from service.job import Job
+from service.job import Job, Steps
 from service.prediction import Prediction
 from service.predictor import Predictor
-from service.question import Question, Steps, together
+from service.question import Question, together
 from service.repository import Repository
 from service.run import Step
 from service.scheduler import Scheduler
@@ -167,12 +167,12 @@ class Serving:
         told = {"model": call.card.name, "version": call.card.version, "rows": question.rows}
         return {**told, "passes": question.passes, "cost_s": cost_s, "queue_s": self.scheduler.queued_cost_s}
 
-    def _learn(self, jobs: Sequence[Job[Prediction]]) -> None:
+    def _learn(self, jobs: Sequence[Job[Prediction]], spent_s: float) -> None:
         questions = [job.work for job in jobs]
-        self.costs.learn(questions, jobs[0].compute_s)
+        self.costs.learn(questions, spent_s)
         model, passes = questions[0].model, max(each.passes for each in questions)
         rows, cost_s = sum(each.rows for each in questions), sum(job.cost_s for job in jobs)
-        self.metrics.ran(model, len(jobs), rows, passes, cost_s, jobs[0].compute_s)
+        self.metrics.ran(model, len(jobs), rows, passes, cost_s, spent_s)
         for job in jobs:
             self.metrics.queued(model, job.queue_s)
 
@@ -182,7 +182,7 @@ async def aside(is_quick: bool, work: Callable[..., _Result], *arguments: Any) -
     return work(*arguments) if is_quick else await anyio.to_thread.run_sync(work, *arguments)
 
 
-def _start(jobs: Sequence[Job[Prediction]]) -> Steps[list[Prediction | None]]:
+def _start(jobs: Sequence[Job[Prediction]]) -> Steps[Prediction]:
     return together([job.work.waited_for(job.is_wanted) for job in jobs])
 
 
