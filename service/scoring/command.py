@@ -8,7 +8,7 @@ from typing import Annotated, cast
 import typer
 
 from service import options
-from service.errors import BadRequest
+from service.errors import BadRequest, ThinnetError
 from service.scoring.engine import OpenEngine, Parameters
 from service.scoring.progress import SILENT, Bar, Lines, Watch
 from service.scoring.table import OnError, Summary, score_table
@@ -72,12 +72,18 @@ def score(
             watch=watch,
         )
     except KeyboardInterrupt:
-        is_kept = place_of(output).exists()
-        told = "what is done is kept, and the same command goes on" if is_kept else "nothing was done yet"
-        print(f"interrupted: {told}", file=sys.stderr)
+        print(f"interrupted: {_kept(output) or 'nothing was done yet'}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
+    except ThinnetError as error:
+        print(f"error: {error}", *filter(None, [_kept(output)]), sep="\nnote: ", file=sys.stderr)
+        raise typer.Exit(1) from None
     _tell(summary, threshold, quiet, json)
     raise typer.Exit(LEFT_OUT if summary.left_out else 0)
+
+
+def _kept(output: Path) -> str:
+    is_kept = place_of(output).exists()
+    return "what is done is kept: the same command goes on, --restart throws it away" if is_kept else ""
 
 
 def _engine(engine: str, url: str | None, model: str, device: str) -> OpenEngine:
