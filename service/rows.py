@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from service.errors import InvalidInput
+from service.graph.tables import NOWHERE
 from service.signature import Input
 
 Given = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
 def read_rows(
-    inputs: Sequence[Input], given: Given, device: torch.device, tables: Sequence[int | None] = ()
+    inputs: Sequence[Input], given: Given, device: torch.device, tables: Sequence[Tensor | None] = ()
 ) -> tuple[Tensor, ...]:
     """Return one tensor for each input, checked and standardised, on the device.
 
@@ -25,15 +26,15 @@ def read_rows(
         inputs: What the network takes.
         given: A tensor [B, …] for a single input, a tuple in the inputs' order, or a mapping by name.
         device: Where the network is.
-        tables: For each input, how long the table is in which its values are places, where there is one.
+        tables: For each input, how long the tables are that its numbers are looked up in, as `table_lengths` tells.
 
     Raises:
         InvalidInput: Something does not fit; the message names input, row and feature.
     """
     read = [_read_one(spec, value) for spec, value in zip(inputs, _by_order(inputs, given), strict=True)]
-    for spec, tensor, length in zip(inputs, read, tables, strict=False):
-        if length is not None:
-            _check_places(spec, tensor, length)
+    for spec, tensor, lengths in zip(inputs, read, tables, strict=False):
+        if lengths is not None:
+            _check_places(spec, tensor.cpu(), lengths)
     tensors = [tensor.to(device) for tensor in read]
     rows = {spec.name: tensor.shape[0] for spec, tensor in zip(inputs, tensors, strict=True)}
     if len(set(rows.values())) > 1:
@@ -98,16 +99,16 @@ def _check_range(spec: Input, tensor: Tensor, dtype: torch.dtype) -> None:
         )
 
 
-def _check_places(spec: Input, tensor: Tensor, length: int) -> None:
+def _check_places(spec: Input, tensor: Tensor, lengths: Tensor) -> None:
     """Refuse what is looked up where there is nothing, which on a GPU would end the whole process."""
-    outside = (tensor < 0) | (tensor >= length)
+    outside = (tensor >= lengths) | ((tensor < 0) & (lengths < NOWHERE))
     if bool(outside.any()):
         row, *place = outside.nonzero()[0].tolist()
-        value = tensor[(row, *place)].item()
+        value, length = tensor[(row, *place)].item(), lengths.expand(tensor.shape)[(row, *place)].item()
         where = f"position {place}" if place else "the value"
         raise InvalidInput(
             f"input {spec.name!r}, row {row}, {where} is {value}, and the network's table has the places 0 to "
-            f"{length - 1}; give numbers in that range"
+            f"{int(length) - 1}; give numbers in that range"
         )
 
 
