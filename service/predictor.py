@@ -27,6 +27,7 @@ from service.graph.operations import operations_per_row
 from service.graph.precision import FLOAT32
 from service.graph.program import drop_traces, plain_outputs
 from service.graph.signature import described_inputs, described_outputs
+from service.graph.tables import table_lengths
 from service.plan import Override, Plan, choose_passes, fitting, fixed_passes, make_plan
 from service.prediction import Prediction
 from service.prepared import Preparation, Prepared
@@ -64,6 +65,7 @@ class Predictor:
         self._captured = captured
         self.inputs = described_inputs(captured, inputs)
         self.outputs = described_outputs(captured, outputs)
+        self._tables = table_lengths(captured.program)
         drop_entangled(captured.program.graph.graph)
         self.sites, self.lost = captured.sites(), captured.lost
         self.seed, self.variant = seed, variant
@@ -187,9 +189,8 @@ class Predictor:
             BadRequest, InvalidPlan, InvalidQuantity, TooLarge: As `predict` does.
         """
         prepared = prepared or self.prepared(asked)
-        part = Part(
-            read_rows(self.inputs, inputs, self.device), asked.of_passes(prepared.passes, self.seed), prepared.wanted
-        )
+        tensors = read_rows(self.inputs, inputs, self.device, self._tables)
+        part = Part(tensors, asked.of_passes(prepared.passes, self.seed), prepared.wanted)
         if prepared.keeps_passes:
             prepared.run.check_samples(part)
         return Question(prepared.run, part, prepared.noise, prepared.notes)

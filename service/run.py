@@ -16,7 +16,7 @@ from torch import Tensor
 from service.ask import Ask
 from service.conditional import ConditionalAccumulator
 from service.datasheet import MIN_PASSES
-from service.errors import TooLarge
+from service.errors import InvalidInput, TooLarge
 from service.graph.capture import Captured
 from service.graph.compiled import Compiled
 from service.graph.drawing import Draw
@@ -29,6 +29,7 @@ from service.quantities import Accumulator, needs_samples
 from service.signature import Output
 
 Answers = dict[str, dict[str, Tensor]]
+_OUTSIDE = "index out of range in self"  # torch's words on the CPU
 
 
 def _always() -> bool:
@@ -143,7 +144,20 @@ class Run:
 
         Args:
             parts: Of asks that agree in seed, scope and estimator; several fit together into one block.
+
+        Raises:
+            InvalidInput: The network computes places from an input that are not in its table.
         """
+        try:
+            yield from self._steps(parts)
+        except IndexError as error:
+            if _OUTSIDE not in str(error):
+                raise
+            raise InvalidInput(
+                "the network looks up numbers of the inputs in a table that is shorter; give smaller ones, none below 0"
+            ) from None
+
+    def _steps(self, parts: Sequence[Part]) -> Steps[Answers]:
         footprint = self.compiled.footprint(parts[0].tensors, parts[0].ask.per_row)
         if len(parts) == 1:
             yield from self._in_blocks(parts[0], footprint)

@@ -196,6 +196,8 @@ def test_a_model_file_corrupted_while_serving_harms_no_answer(tmp_path: Path) ->
         assert is_ready(own)
         assert run(together(own.address, [third()], 1))[0].status == 503
 
+        others = [place for place, ask in enumerate(asks) if ask.question["model"] != "line"]  # which becomes version 3
+        asks, alone = ([each[place] for place in others] for each in (asks, alone))
         shutil.copytree(tmp_path / "whole", folder, dirs_exist_ok=True)
         own.process.send_signal(signal.SIGHUP)
         await_until(lambda: is_told("generation 2 serves"), 60)
