@@ -5,8 +5,30 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 else:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
 
+from typing import Any
+
 import pytest
 import torch
+
+ZOO = {
+    f"tests/graph/test_{name}.py" for name in ("candidates", "coverage", "integrated_zoo", "laws", "saving", "thinning")
+}
+"""Files that look at the whole zoo."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let one process run the zoo's files, so that its networks are captured once."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ZooTogether(LoadFileScheduling):  # type: ignore[misc] # it has no types
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "the zoo" if file in ZOO else file
+
+    return ZooTogether(config, log)
 
 
 @pytest.fixture(autouse=True)
