@@ -13,22 +13,23 @@ import torch
 ZOO = {
     f"tests/graph/test_{name}.py" for name in ("candidates", "coverage", "integrated_zoo", "laws", "saving", "thinning")
 }
-"""Files that look at the whole zoo."""
+SERVED = {"tests/attacks", "tests/conformance", "tests/load"}
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Let one process run the zoo's files, so that its networks are captured once."""
+    """Give files to one process whose tests share what is dear: the zoo's networks once captured, a folder's server."""
     if config.getoption("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
-    class ZooTogether(LoadFileScheduling):  # type: ignore[misc] # it has no types
+    class SharingTogether(LoadFileScheduling):  # type: ignore[misc] # it has no types
         def _split_scope(self, nodeid: str) -> str:
             file: str = super()._split_scope(nodeid)
-            return "the zoo" if file in ZOO else file
+            folder = file.rpartition("/")[0]
+            return "the zoo" if file in ZOO else folder if folder in SERVED else file
 
-    return ZooTogether(config, log)
+    return SharingTogether(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from served import save_models
 from starlette.testclient import TestClient
 
 from service.api import create_app
@@ -21,8 +20,7 @@ GIVEN = {"name": "input", "datatype": "FP32", "shape": [2, 3], "data": ROWS}
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    folder: Path = save_models(tmp_path_factory.mktemp("models"))
+def client(folder: Path) -> Iterator[TestClient]:
     with TestClient(create_app(Settings(models=folder), Repository(folder)), raise_server_exceptions=False) as found:
         yield found
 
