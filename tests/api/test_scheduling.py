@@ -12,7 +12,8 @@ import numpy as np
 import orjson
 import pytest
 import torch
-from served import save_models, server
+from processes import server
+from served import save_models
 from starlette.testclient import TestClient
 from torch import nn
 
@@ -195,7 +196,7 @@ def test_a_caller_who_hangs_up_stops_costing(models: Path) -> None:
             assert caller.recv(100).startswith(b"HTTP/1.1 200")
         return time.monotonic() - began
 
-    with server(str(models), OMP_NUM_THREADS="1") as place:
+    with server(str(models)) as place:
         host, port = place.removeprefix("http://").split(":")
         address = host, int(port)
         answered(address, 0)

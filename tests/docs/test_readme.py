@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import server
+from processes import server
 from tables import README, with_tables
 
 ROOT = README.parent
