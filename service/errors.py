@@ -20,6 +20,7 @@
     │   └── Overloaded               429  the server is past its own; likewise
     ├── InvalidSettings              500  what the server was told cannot be, at its start
     ├── RemoteFault                  502  another server that does not answer, or not as agreed
+    │   └── ServerUnreachable             it is not there, or the connection to it was lost
     ├── NotReady                     503
     │   └── Draining                      the server is about to end; likewise
     ├── DeadlineExceeded             504  the time that a request was given is over
@@ -42,11 +43,13 @@ class ThinnetError(Exception):
 
     Attributes:
         status: Its HTTP status.
-        retry_after_s: When asking again may help; None where it will not.
+        retry_after_s: When asking again may help; None where it will not, or nobody knows.
+        request_id: Under which id a server's log has the request that it refused; None where none did.
     """
 
     status: ClassVar[int] = 500
     retry_after_s: float | None = None
+    request_id: str | None = None
 
 
 class BadRequest(ThinnetError):
@@ -150,6 +153,10 @@ class RemoteFault(ThinnetError):
     """Another server does not answer, or not as agreed."""
 
     status = 502
+
+
+class ServerUnreachable(RemoteFault):
+    """No server is there, or the connection to it was lost."""
 
 
 class NotReady(ThinnetError):

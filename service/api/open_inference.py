@@ -53,7 +53,9 @@ async def metadata(serving: ServingHere, model: str, version: str | None = None)
     card, predictor = await serving.find(found)
     told: dict[str, Any] = {
         "name": card.name,
+        "version": str(card.version),
         "versions": [str(number) for number in card.versions],
+        "sha256": card.sha256,
         "platform": PLATFORM,
     }
     told |= {"inputs": _inputs(predictor), "outputs": _outputs(predictor)}
