@@ -32,10 +32,13 @@
         ├── InvalidModelFolder            model.toml or the layout on disk
         └── UnsafeArchive                 a file that would do more than compute
 
-It does not know HTTP beyond that number, nor who reads the message: a message says what, where, and the cure.
+It does not know HTTP beyond that number and the header that names the class, nor who reads the message: a message says
+what, where, and the cure.
 """
 
 from typing import ClassVar
+
+FAULT = "X-Thinnet-Fault"
 
 
 class ThinnetError(Exception):

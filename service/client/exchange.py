@@ -4,7 +4,6 @@ thinnet answers `{"error": "<what, where, cure>"}` under an `X-Request-ID`; prox
 """
 
 import re
-from collections import deque
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ from urllib.parse import quote
 
 import orjson
 
-from service.errors import RemoteFault, ThinnetError
+from service.errors import FAULT, RemoteFault, ThinnetError
 
 _PAGES = (401, 408, 413, 429, 503, 504)  # what a proxy says itself and means as thinnet does
 _TITLE = re.compile(r"<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
@@ -107,12 +106,18 @@ def _fault(reply: Reply) -> ThinnetError:
     said = _said(reply)
     if said is not None:
         number = f", request {reply.headers[_REQUEST_ID]}" if _REQUEST_ID in reply.headers else ""
-        return _KINDS.get(reply.status, RemoteFault)(f"{said} ({reply.where} answered {reply.status}{number})")
+        return _kind(reply)(f"{said} ({reply.where} answered {reply.status}{number})")
     if 300 <= reply.status < 400:
         return reply.foreign(f"redirects to {reply.headers.get('location', 'nowhere')[:_SHOWN]}, which is not followed")
     what = f"answered {reply.status} {_phrase(reply.status)} with {_described(reply)}, not as thinnet does"
     foreign = reply.foreign(what)
-    return _KINDS[reply.status](str(foreign)) if reply.status in _PAGES else foreign
+    return _BY_STATUS[reply.status](str(foreign)) if reply.status in _PAGES else foreign
+
+
+def _kind(reply: Reply) -> type[ThinnetError]:
+    """Return the class that the server named, else the most general one of its status."""
+    named = _BY_NAME.get(reply.headers.get(FAULT.lower(), ""))
+    return named if named and named.status == reply.status else _BY_STATUS.get(reply.status, RemoteFault)
 
 
 def _said(reply: Reply) -> str | None:
@@ -155,15 +160,13 @@ def _retry_after_s(header: str | None) -> float | None:
     return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
-def _kinds() -> dict[int, type[ThinnetError]]:
-    """Return the most general fault of each status; what went wrong inside of a server is that of another server."""
-    found: dict[int, type[ThinnetError]] = {}
-    waiting: deque[type[ThinnetError]] = deque([ThinnetError])
-    while waiting:
-        kind = waiting.popleft()
-        found.setdefault(kind.status, kind)
-        waiting.extend(kind.__subclasses__())
-    return found | {500: RemoteFault}
+def _tree() -> list[type[ThinnetError]]:
+    """Return every class of fault, the general ones first."""
+    found: list[type[ThinnetError]] = [ThinnetError]
+    for kind in found:
+        found += kind.__subclasses__()
+    return found
 
 
-_KINDS = _kinds()
+_BY_NAME = {kind.__name__: kind for kind in _tree()}
+_BY_STATUS = {kind.status: kind for kind in reversed(_tree())} | {500: RemoteFault}
