@@ -229,18 +229,18 @@ def score(
     device: Device = "cpu",
 ) -> None:
     """Score a CSV file into a CSV file: one row of mean, variance and quantities for each row."""
+    from service.scoring import Parameters, score_table
+
     asked = _asked(passes, variant, p, seed, scope, estimator, tolerance, precision, quantity)
     if url is not None:
-        from service.scoring.remote import score_remotely
+        from service.scoring.remote import open_server
 
-        summary = score_remotely(url, source, output, model=model or None, version=version, **asked)
+        open_engine = open_server(url, model or None)
     else:
-        from service.repository import Repository
-        from service.scoring.local import score_locally
+        from service.scoring.local import open_folder
 
-        folder = Path(model or "models")
-        repository = Repository(folder, device)
-        summary = score_locally(repository.predictor(repository.sole_name(), version), source, output, **asked)
+        open_engine = open_folder(Path(model or "models"), device)
+    summary = score_table(source, output, open_engine, Parameters(version=version, **asked))
     print(f"{summary.rows} rows in {summary.seconds:.1f} s: {output}")
 
 
