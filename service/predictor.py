@@ -74,6 +74,7 @@ class Predictor:
         self.sites, self.lost = captured.sites(), captured.lost
         self.seed, self.variant = seed, variant
         self._own_passes = passes
+        self._identity: tuple[object, str] | None = None
         self.couples_rows = couples_rows(captured)
         self.device = captured.example[0].device
 
@@ -249,7 +250,10 @@ class Predictor:
 
     def fingerprint(self) -> str:
         """Return a hash that changes where answers would: of the network, what its tensors mean, and its defaults."""
-        return fingerprint(self._captured.program, self.inputs, self.outputs, self.seed, self.variant, self._own_passes)
+        told = self.inputs, self.outputs, self.seed, self.variant, self._own_passes
+        if self._identity is None or self._identity[0] != told:
+            self._identity = told, fingerprint(self._captured.program, *told)
+        return self._identity[1]
 
     def is_compiled(self, asked: Asked) -> bool:
         """Tell whether a question can be made without compiling its plan first.

@@ -55,7 +55,7 @@ async def metadata(serving: ServingHere, model: str, version: str | None = None)
         "name": card.name,
         "version": str(card.version),
         "versions": [str(number) for number in card.versions],
-        "sha256": card.sha256,
+        "fingerprint": await aside(False, predictor.fingerprint),
         "platform": PLATFORM,
     }
     told |= {"inputs": _inputs(predictor), "outputs": _outputs(predictor)}

@@ -76,7 +76,7 @@ class Model:
         name: Its name.
         version: The version that is described.
         versions: All that there are, lowest first.
-        sha256: The checksum of its network.
+        fingerprint: Changes where its answers would.
         description: What it is, for people.
         inputs: What it takes.
         outputs: What it gives.
@@ -90,7 +90,7 @@ class Model:
     name: str
     version: int
     versions: tuple[int, ...]
-    sha256: str
+    fingerprint: str
     description: str
     inputs: tuple[InputTensor, ...]
     outputs: tuple[OutputTask, ...]

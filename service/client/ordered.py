@@ -4,15 +4,18 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future
-from typing import TypeVar
-
-from anyio.from_thread import BlockingPortal
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from service.errors import BadRequest
+
+if TYPE_CHECKING:
+    from anyio.from_thread import BlockingPortal
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 Work = Callable[[_Item], Awaitable[_Result]]
+Start = Callable[[], Awaitable[_Result]]
 
 
 async def in_order(
@@ -20,13 +23,14 @@ async def in_order(
 ) -> AsyncIterator[_Result]:
     """Yield the result of each item, in their order, with at most so many under way and as many items read ahead.
 
-    What is under way is cancelled where one fails or the caller leaves.
+    A fault is raised at its turn, that of reading an item too. What is under way then, or when the caller leaves, is
+    cancelled.
     """
     _check(concurrency)
-    tasks: deque[asyncio.Task[_Result]] = deque()
+    tasks: deque[asyncio.Future[_Result]] = deque()
     try:
-        async for item in _each(items):
-            tasks.append(asyncio.ensure_future(work(item)))
+        async for start in _starts(work, items):
+            tasks.append(asyncio.ensure_future(start()))
             if len(tasks) >= concurrency:
                 yield await tasks[0]
                 tasks.popleft()
@@ -40,14 +44,14 @@ async def in_order(
 
 
 def in_order_through(
-    portal: BlockingPortal, work: Work[_Item, _Result], items: Iterable[_Item], concurrency: int
+    portal: "BlockingPortal", work: Work[_Item, _Result], items: Iterable[_Item], concurrency: int
 ) -> Iterator[_Result]:
     """Do the same from a thread without an event loop: items are read in it, tasks run in the portal's."""
     _check(concurrency)
     futures: deque[Future[_Result]] = deque()
     try:
-        for item in items:
-            futures.append(portal.start_task_soon(work, item))
+        for start in _starts_here(work, items):
+            futures.append(portal.start_task_soon(start))
             if len(futures) >= concurrency:
                 yield futures[0].result()
                 futures.popleft()
@@ -59,13 +63,31 @@ def in_order_through(
             future.cancel()
 
 
-async def _each(items: Iterable[_Item] | AsyncIterable[_Item]) -> AsyncIterator[_Item]:
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-    else:
+def _starts_here(work: Work[_Item, _Result], items: Iterable[_Item]) -> Iterator[Start[_Result]]:
+    """Yield what starts each item's task; a fault of reading becomes the last task's."""
+    try:
         for item in items:
-            yield item
+            yield partial(work, item)
+    except Exception as error:
+        yield partial(_fail, error)
+
+
+async def _starts(
+    work: Work[_Item, _Result], items: Iterable[_Item] | AsyncIterable[_Item]
+) -> AsyncIterator[Start[_Result]]:
+    if not isinstance(items, AsyncIterable):
+        for start in _starts_here(work, items):
+            yield start
+        return
+    try:
+        async for item in items:
+            yield partial(work, item)
+    except Exception as error:
+        yield partial(_fail, error)
+
+
+async def _fail(error: Exception) -> NoReturn:
+    raise error
 
 
 def _check(concurrency: int) -> None:

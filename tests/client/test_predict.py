@@ -185,7 +185,7 @@ def test_what_is_refused_is_the_servers_own_fault_in_its_own_words(
         assert caught.value.request_id in str(caught.value)
 
 
-def test_what_a_server_tells_is_typed(client: Client) -> None:
+def test_what_a_server_tells_is_typed(client: Client, folder: Path) -> None:
     assert client.models() == ["line", "overflowing", "plain", "two"]
     assert client.health().ready
     assert "bernoulli" in {each["name"] for each in client.variants()}
@@ -203,7 +203,7 @@ def test_what_a_server_tells_is_typed(client: Client) -> None:
     assert "gaussian" in two.sites[0].fits
     assert (client.describe("line").version, client.describe("line", 1).version) == (2, 1)
     assert client.describe("line").versions == (1, 2)
-    assert len(two.sha256) == 64
+    assert two.fingerprint == Predictor.load(folder / "two").fingerprint()
 
 
 def test_coroutines_are_answered_alike(address: str, client: Client) -> None:
