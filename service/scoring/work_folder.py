@@ -10,15 +10,16 @@ A part is written to a draft, flushed to the disk and renamed: one that is there
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shutil import rmtree
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from service.errors import InvalidInput
+from service.errors import InvalidInput, NotWritten
 from service.scoring.block import Fault
+from service.scoring.manifest import Manifest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,20 +64,19 @@ class WorkFolder:
     def __init__(self, place: Path) -> None:
         self.place = place
 
-    def manifest(self) -> dict[str, Any] | None:
+    def manifest(self) -> Manifest | None:
         """Return what the run is; None where it has not begun."""
         try:
-            found = json.loads((self.place / _MANIFEST).read_bytes())
+            return Manifest(**json.loads((self.place / _MANIFEST).read_bytes()))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise InvalidInput(f"{self.place / _MANIFEST} cannot be read ({error}); give --restart") from None
-        return found if isinstance(found, dict) else None
 
-    def begin(self, manifest: Mapping[str, Any]) -> None:
+    def begin(self, manifest: Manifest) -> None:
         """Write what the run is."""
         with whole_file(self.place / _MANIFEST) as file:
-            file.write(json.dumps(manifest, indent=1).encode())
+            file.write(json.dumps(asdict(manifest), indent=1).encode())
 
     def parts(self) -> list[Part]:
         """Return the parts that are done, in order."""
@@ -84,6 +84,11 @@ class WorkFolder:
         while (place := self._place(len(found))).exists():
             found.append(_read_part(place))
         return found
+
+    def done(self) -> tuple[int, int]:
+        """Return how many parts are done, and the first row that is not."""
+        parts = self.parts()
+        return len(parts), sum(part.rows for part in parts)
 
     def add(self, index: int, first_row: int, rows: int, faults: Sequence[Fault], table: "pa.Table") -> Part:
         """Keep a part."""
@@ -100,6 +105,11 @@ class WorkFolder:
         return self.place / f"{index:06}.arrow"
 
 
+def place_of(target: Path) -> Path:
+    """Return where an output's parts are kept."""
+    return target.absolute().with_name(f".{target.name}.parts")
+
+
 @contextmanager
 def work_folder(target: Path, restart: bool = False) -> Iterator[WorkFolder]:
     """Hold the work folder of an output; it goes when all went well, or where no part is done.
@@ -111,7 +121,7 @@ def work_folder(target: Path, restart: bool = False) -> Iterator[WorkFolder]:
     Raises:
         InvalidInput: Another run works there, or it cannot be made.
     """
-    place = target.absolute().with_name(f".{target.name}.parts")
+    place = place_of(target)
     with _locked(place, target):
         if restart:
             for entry in place.iterdir():
@@ -150,7 +160,7 @@ def _locked(place: Path, target: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InvalidInput(
+            raise NotWritten(
                 f"another run is writing {target}; wait for it, or name another file for the result"
             ) from None
         yield

@@ -260,7 +260,7 @@ def test_a_file_in_another_encoding_is_told(tmp_path: Path) -> None:
     "inputs", [[Input("x", shape=(3, 4))], [Input("a", shape=(1,)), Input("b", shape=(1,))]], ids=["image", "two"]
 )
 def test_a_model_that_takes_no_table_is_refused(inputs: list[Input], tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"a table has rows and features, and the model takes .* \[rows, "):
+    with pytest.raises(InvalidInput, match=r"the model takes .* \[rows, "):
         score_table(write(tmp_path / "in.csv", "a\n1\n"), tmp_path / "out.csv", engine(*inputs))
 
 
