@@ -13,6 +13,7 @@ from service.scoring.engine import OpenEngine, Parameters
 from service.scoring.progress import SILENT, Bar, Lines, Watch
 from service.scoring.table import OnError, Summary, score_table
 from service.scoring.work_folder import place_of
+from service.settings import caller_settings
 
 LEFT_OUT = 3
 INTERRUPTED = 130
@@ -27,6 +28,9 @@ def score(
     model: Annotated[str, typer.Option(help="The model's folder; with --url its name.")] = "",
     engine: Annotated[str, typer.Option(help="What answers: local, in this process.")] = "local",
     url: Annotated[str | None, typer.Option(help="A server that answers, instead of an engine.")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="A file with the key that the server is shown; else THINNET_API_KEY.")
+    ] = None,
     version: options.Version = None,
     passes: options.Passes = None,
     variant: options.VariantName = None,
@@ -58,7 +62,7 @@ def score(
     rows were left out (--on-error skip, record); 130 interrupted, and what is done is kept.
     """
     asked = options.asked(passes, variant, p, seed, scope, estimator, tolerance, precision, quantity)
-    open_engine = _engine(engine, url, model, device)
+    open_engine = _engine(engine, url, api_key_file, model, device)
     watch = SILENT if quiet else _watch(threshold)
     try:
         summary = score_table(
@@ -80,11 +84,11 @@ def score(
     raise typer.Exit(LEFT_OUT if summary.left_out else 0)
 
 
-def _engine(engine: str, url: str | None, model: str, device: str) -> OpenEngine:
+def _engine(engine: str, url: str | None, api_key_file: Path | None, model: str, device: str) -> OpenEngine:
     if url is not None:
-        from service.scoring.remote import open_server
+        from service.scoring.remote import Server, open_server
 
-        return open_server(url, model or None)
+        return open_server(Server(url, caller_settings(api_key_file).key()), model or None)
     if engine not in ENGINES:
         raise BadRequest(f"there is no engine {engine!r}; give one of {', '.join(ENGINES)}, or --url")
     from service.scoring.local import open_folder

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,14 +18,14 @@ from anyio.from_thread import start_blocking_portal
 from service.client import AsyncClient, Client, InputTensor, Model, Prediction
 from service.client.asked import Asked
 from service.client.ordered import in_order_through
-from service.errors import DeadlineExceeded, RemoteFault, ThinnetError, TooLarge
+from service.errors import DeadlineExceeded, RemoteFault, ServerUnreachable, ThinnetError, TooLarge
 from service.scoring.block import Block
 from service.scoring.engine import Answers, Described, OpenEngine, Parameters
 from service.scoring.request_rows import RequestRows
 from service.scoring.table import Summary, score_table
 from service.signature import Input, Output, Task
 
-BLOCK_ROWS = 8192
+_BLOCK_BYTES, _BLOCK_ROWS = 1 << 23, 8192  # of a block, which is the largest request
 CONCURRENCY = 4
 RETRY_S = 120.0  # in which a server may be started again
 _DTYPES = {"BOOL": "bool", "BF16": "bfloat16", "FP16": "float16", "FP32": "float32", "FP64": "float64"}
@@ -107,7 +108,6 @@ class RemoteEngine:
     """
 
     name = "url"
-    block_rows = BLOCK_ROWS
 
     def __init__(self, server: Server, model: str | None, parameters: Parameters) -> None:
         self._server, self._size = server, RequestRows()
@@ -117,6 +117,7 @@ class RemoteEngine:
         self.kept: Mapping[str, Any] = {}
         self.notes: Sequence[str] = ()
         self.described = _described(self._model, parameters)
+        self.block_rows = _block_rows(self._model.inputs)
 
     def answers(self, blocks: Iterator[Block]) -> Iterator[Answers]:
         """Yield each block's answers."""
@@ -149,6 +150,10 @@ class RemoteEngine:
         inputs = {self._model.inputs[0].name: piece.block.rows[piece.start : piece.stop]}
         try:
             prediction = await client.predict(inputs, **cast(Asked, asked))
+        except ServerUnreachable as error:
+            raise ServerUnreachable(
+                f"{error}; once it runs, the same command goes on where this one stopped"
+            ) from error
         except (TooLarge, DeadlineExceeded) as error:
             self._check_divisible(rows, error)
         else:
@@ -171,6 +176,11 @@ class RemoteEngine:
             raise RemoteFault(
                 f"version {now.version} of {now.name!r} is another network than when scoring began; start anew"
             )
+
+
+def _block_rows(inputs: Sequence[InputTensor]) -> int:
+    row_bytes = sum(8 * abs(prod(each.shape[1:])) for each in inputs)
+    return max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // max(1, row_bytes)))
 
 
 def _described(model: Model, parameters: Parameters) -> Described:
