@@ -26,6 +26,7 @@ from service.graph.capture import Captured, Example, capture, from_program
 from service.graph.compiled import Compiled, couples_rows
 from service.graph.identity import fingerprint
 from service.graph.layout import note_layouts, with_rows
+from service.graph.operations import operations_per_row
 from service.graph.precision import FLOAT32
 from service.graph.program import drop_traces, plain_outputs
 from service.graph.signature import described_inputs, described_outputs
@@ -254,6 +255,10 @@ class Predictor:
         if self._identity is None or self._identity[0] != told:
             self._identity = told, fingerprint(self._captured.program, *told)
         return self._identity[1]
+
+    def operations(self) -> float:
+        """Return the operations of a pass, for each row, as far as they are matrix products or convolutions."""
+        return operations_per_row(self._captured.program.graph, self._captured.example)
 
     def is_compiled(self, asked: Asked) -> bool:
         """Tell whether a question can be made without compiling its plan first.

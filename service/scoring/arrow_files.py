@@ -109,7 +109,7 @@ def _parquet_batches(file: Path, columns: list[str]) -> Iterator["pa.RecordBatch
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False) as parquet:
-        for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
+        for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
             yield batch.select(columns)
 
 

@@ -91,6 +91,9 @@ def _engine(engine: str, url: str | None, api_key_file: Path | None, model: str,
         return open_server(Server(url, caller_settings(api_key_file).key()), model or None)
     if engine not in ENGINES:
         raise BadRequest(f"there is no engine {engine!r}; give one of {', '.join(ENGINES)}, or --url")
+    from service.threads import prepare_environment
+
+    prepare_environment()  # before torch is imported
     from service.scoring.local import open_folder
 
     return open_folder(Path(model or "models"), device)

@@ -49,7 +49,7 @@ class Part:
         """Yield its answers."""
         import pyarrow as pa
 
-        with pa.ipc.open_file(pa.memory_map(str(self.place))) as reader:
+        with pa.ipc.open_file(pa.OSFile(str(self.place))) as reader:
             for index in range(reader.num_record_batches):
                 yield reader.get_batch(index).replace_schema_metadata(None)
 
@@ -139,7 +139,11 @@ def work_folder(target: Path, restart: bool = False) -> Iterator[WorkFolder]:
 
 @contextmanager
 def whole_file(place: Path) -> Iterator[BinaryIO]:
-    """Write to a draft beside a file, which it replaces once it is on the disk."""
+    """Write to a draft beside a file, which it replaces once it is on the disk.
+
+    Raises:
+        NotWritten: There is no room, or no permission.
+    """
     draft = place.with_name(f".{place.name}.draft" if not place.name.startswith(".") else f"{place.name}.draft")
     try:
         with draft.open("wb") as file:
@@ -148,6 +152,10 @@ def whole_file(place: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         draft.replace(place)
         _sync_folder(place.parent)
+    except OSError as error:
+        raise NotWritten(
+            f"{place} cannot be written: {error.strerror or error}; once it can be, the same command goes on"
+        ) from error
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
@@ -155,8 +163,12 @@ def whole_file(place: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _locked(place: Path, target: Path) -> Iterator[None]:
-    place.mkdir(exist_ok=True)
-    with (place / _LOCK).open("ab") as lock:
+    try:
+        place.mkdir(exist_ok=True)
+        file = (place / _LOCK).open("ab")
+    except OSError as error:
+        raise NotWritten(f"{target} cannot be written: {error.strerror}; name a file in another directory") from error
+    with file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -169,7 +181,7 @@ def _locked(place: Path, target: Path) -> Iterator[None]:
 def _read_part(place: Path) -> Part:
     import pyarrow as pa
 
-    with pa.ipc.open_file(pa.memory_map(str(place))) as reader:
+    with pa.ipc.open_file(pa.OSFile(str(place))) as reader:
         told = json.loads(reader.schema.metadata[_TOLD])
     return Part(place, told["first_row"], told["rows"], tuple(Fault(**fault) for fault in told["faults"]))
 
