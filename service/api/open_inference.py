@@ -56,6 +56,7 @@ async def metadata(serving: ServingHere, model: str, version: str | None = None)
         "version": str(card.version),
         "versions": [str(number) for number in card.versions],
         "fingerprint": await aside(False, predictor.fingerprint),
+        "operations": await aside(False, predictor.operations),
         "platform": PLATFORM,
     }
     told |= {"inputs": _inputs(predictor), "outputs": _outputs(predictor)}

@@ -77,6 +77,7 @@ class Model:
         version: The version that is described.
         versions: All that there are, lowest first.
         fingerprint: Changes where its answers would.
+        operations: Multiplications and additions of one row's pass, about.
         description: What it is, for people.
         inputs: What it takes.
         outputs: What it gives.
@@ -91,6 +92,7 @@ class Model:
     version: int
     versions: tuple[int, ...]
     fingerprint: str
+    operations: float
     description: str
     inputs: tuple[InputTensor, ...]
     outputs: tuple[OutputTask, ...]

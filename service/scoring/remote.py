@@ -25,7 +25,8 @@ from service.scoring.request_rows import RequestRows
 from service.scoring.table import Summary, score_table
 from service.signature import Input, Output, Task
 
-_BLOCK_BYTES, _BLOCK_ROWS = 1 << 23, 8192  # of a block, which is the largest request
+_BLOCK_BYTES, _BLOCK_ROWS, _LEAST_ROWS = 1 << 23, 8192, 16  # of a block, which is the largest request
+_BLOCK_OPERATIONS = 8e10  # some seconds of a slow processor: what a crash may cost
 CONCURRENCY = 4
 RETRY_S = 120.0  # in which a server may be started again
 _DTYPES = {"BOOL": "bool", "BF16": "bfloat16", "FP16": "float16", "FP32": "float32", "FP64": "float64"}
@@ -117,7 +118,7 @@ class RemoteEngine:
         self.kept: Mapping[str, Any] = {}
         self.notes: Sequence[str] = ()
         self.described = _described(self._model, parameters)
-        self.block_rows = _block_rows(self._model.inputs)
+        self.block_rows = _block_rows(self._model, self.described.passes or 1)
 
     def answers(self, blocks: Iterator[Block]) -> Iterator[Answers]:
         """Yield each block's answers."""
@@ -178,9 +179,10 @@ class RemoteEngine:
             )
 
 
-def _block_rows(inputs: Sequence[InputTensor]) -> int:
-    row_bytes = sum(8 * abs(prod(each.shape[1:])) for each in inputs)
-    return max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // max(1, row_bytes)))
+def _block_rows(model: Model, passes: int) -> int:
+    row_bytes = sum(8 * abs(prod(each.shape[1:])) for each in model.inputs)
+    fit = _BLOCK_OPERATIONS / max(1.0, model.operations * passes)
+    return max(_LEAST_ROWS, int(min(fit, _BLOCK_ROWS, _BLOCK_BYTES // max(1, row_bytes))))
 
 
 def _described(model: Model, parameters: Parameters) -> Described:
