@@ -1,9 +1,11 @@
 """The client that awaits its answers; it does not know what is asked."""
 
+import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import httpx2
 import stamina
@@ -13,10 +15,14 @@ from service.client.asked import Asked
 from service.client.carrier import RETRIES, RETRY_S, Carrier
 from service.client.described import Health, Limits, Model
 from service.client.exchange import Ask, Reply, Talk, checked
+from service.client.files import score_at
 from service.client.ordered import in_order
 from service.client.prediction import Prediction
 from service.client.talks import Talks
 from service.errors import ThinnetError
+
+if TYPE_CHECKING:
+    from service.scoring import Summary
 
 _Result = TypeVar("_Result")
 CONCURRENCY = 8
@@ -85,6 +91,10 @@ class AsyncClient:
         except ThinnetError as error:
             error.args = (f"input {index}: {error}",)
             raise
+
+    async def score(self, source: Path | str, output: Path | str, **asked: Any) -> "Summary":
+        """Score a table of any size into a file, in a thread; see `Client.score`."""
+        return await asyncio.to_thread(score_at, self._carrier, self._talks.timeout_s, source, output, asked)
 
     async def describe(self, model: str | None = None, version: int | str | None = None) -> Model:
         """Return what a model takes and gives; see `Client.describe`."""

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import httpx2
 import stamina
@@ -15,10 +16,14 @@ from service.client.awaiting import CONCURRENCY, AsyncClient
 from service.client.carrier import RETRIES, RETRY_S, Carrier
 from service.client.described import Health, Limits, Model
 from service.client.exchange import Ask, Reply, Talk, checked
+from service.client.files import score_at
 from service.client.ordered import in_order_through
 from service.client.prediction import Prediction
 from service.client.talks import Talks
 from service.errors import ThinnetError
+
+if TYPE_CHECKING:
+    from service.scoring import Summary
 
 _Result = TypeVar("_Result")
 
@@ -99,6 +104,21 @@ class Client:
         with start_blocking_portal() as portal, portal.wrap_async_context_manager(self._awaiting()) as client:
             work = partial(client.predict_at, asked=asked)
             yield from in_order_through(portal, work, enumerate(inputs), concurrency)
+
+    def score(self, source: Path | str, output: Path | str, **asked: Any) -> "Summary":
+        """Score a table of any size into a file, as `thinnet score --url` does; go on where an earlier call stopped.
+
+        Args:
+            source: CSV, Parquet, JSON Lines, Arrow, NumPy; a folder of Parquet files or images.
+            output: Where the result goes, in the format that its name ends in, whole or not at all.
+            **asked: As in `predict`, but `row_offset` and `timeout_s`; and `on_error`, `restart`, `threshold` as in
+                `service.scoring.score_table`.
+
+        Raises:
+            InvalidInput: With row and column, or what is wrong with the files.
+            ThinnetError: As `predict` does; what is done is kept.
+        """
+        return score_at(self._carrier, self._talks.timeout_s, source, output, asked)
 
     def describe(self, model: str | None = None, version: int | str | None = None) -> Model:
         """Return what a model takes and gives, its sites and the variants that fit them.

@@ -1,6 +1,7 @@
 """`thinnet score`: it parses, picks an engine, shows how it goes, and says what was done."""
 
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, cast
@@ -8,7 +9,7 @@ from typing import Annotated, cast
 import typer
 
 from service import options
-from service.errors import BadRequest
+from service.errors import BadRequest, ThinnetError
 from service.scoring.engine import OpenEngine, Parameters
 from service.scoring.progress import SILENT, Bar, Lines, Watch
 from service.scoring.table import OnError, Summary, score_table
@@ -17,6 +18,7 @@ from service.settings import caller_settings
 
 LEFT_OUT = 3
 INTERRUPTED = 130
+_TOLD_EVERY_S = 10.0
 ENGINES = ("local",)
 
 
@@ -63,6 +65,8 @@ def score(
     """
     asked = options.asked(passes, variant, p, seed, scope, estimator, tolerance, precision, quantity)
     open_engine = _engine(engine, url, api_key_file, model, device)
+    if url is not None:
+        _tell_of_waits(quiet)
     watch = SILENT if quiet else _watch(threshold)
     try:
         summary = score_table(
@@ -76,12 +80,18 @@ def score(
             watch=watch,
         )
     except KeyboardInterrupt:
-        is_kept = place_of(output).exists()
-        told = "what is done is kept, and the same command goes on" if is_kept else "nothing was done yet"
-        print(f"interrupted: {told}", file=sys.stderr)
+        print(f"interrupted: {_kept(output) or 'nothing was done yet'}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
+    except ThinnetError as error:
+        print(f"error: {error}", *filter(None, [_kept(output)]), sep="\nnote: ", file=sys.stderr)
+        raise typer.Exit(1) from None
     _tell(summary, threshold, quiet, json)
     raise typer.Exit(LEFT_OUT if summary.left_out else 0)
+
+
+def _kept(output: Path) -> str:
+    is_kept = place_of(output).exists()
+    return "what is done is kept: the same command goes on, --restart throws it away" if is_kept else ""
 
 
 def _engine(engine: str, url: str | None, api_key_file: Path | None, model: str, device: str) -> OpenEngine:
@@ -97,6 +107,21 @@ def _engine(engine: str, url: str | None, api_key_file: Path | None, model: str,
     from service.scoring.local import open_folder
 
     return open_folder(Path(model or "models"), device)
+
+
+def _tell_of_waits(quiet: bool) -> None:
+    """Say now and then that a server is waited for, instead of the retrying library's lines for a service's log."""
+    from stamina.instrumentation import RetryDetails, set_on_retry_hooks
+
+    told_at = -_TOLD_EVERY_S
+
+    def tell(details: RetryDetails) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= _TOLD_EVERY_S:
+            told_at = time.monotonic()
+            print(f"waiting: {details.caused_by}", file=sys.stderr)
+
+    set_on_retry_hooks(() if quiet else (tell,))
 
 
 def _watch(threshold: float | None) -> Watch:

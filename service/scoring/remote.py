@@ -18,11 +18,11 @@ from anyio.from_thread import start_blocking_portal
 from service.client import AsyncClient, Client, InputTensor, Model, Prediction
 from service.client.asked import Asked
 from service.client.ordered import in_order_through
-from service.errors import DeadlineExceeded, RemoteFault, ServerUnreachable, ThinnetError, TooLarge
+from service.errors import DeadlineExceeded, RemoteFault, ThinnetError, TooLarge
 from service.scoring.block import Block
 from service.scoring.engine import Answers, Described, OpenEngine, Parameters
 from service.scoring.request_rows import RequestRows
-from service.scoring.table import Summary, score_table
+from service.scoring.table import OnError, Summary, score_table
 from service.signature import Input, Output, Task
 
 _BLOCK_BYTES, _BLOCK_ROWS, _LEAST_ROWS = 1 << 23, 8192, 16  # of a block, which is the largest request
@@ -56,7 +56,15 @@ class Server:
 
 
 def score_remotely(
-    server: Server | str, source: Path, target: Path, *, model: str | None = None, **asked: Any
+    server: Server | str,
+    source: Path,
+    target: Path,
+    *,
+    model: str | None = None,
+    on_error: OnError = "fail",
+    restart: bool = False,
+    threshold: float | None = None,
+    **asked: Any,
 ) -> Summary:
     """Score a table at a server; the answers are those that `score_locally` gives with the same model.
 
@@ -65,6 +73,9 @@ def score_remotely(
         source: The rows, as `score_table` reads them.
         target: Where the result goes.
         model: The model's name; may be left out where the server has one model.
+        on_error: As in `score_table`, like the next two.
+        restart: Whether to throw away what an earlier call has done.
+        threshold: The uncertainty above which rows are counted.
         asked: Any of `Parameters`.
 
     Raises:
@@ -73,7 +84,10 @@ def score_remotely(
         ServerUnreachable: It is away for longer than `retry_s`; the same call then goes on where this one stopped.
         RemoteFault: Its answer is not as agreed, or its model is another one than at the start.
     """
-    return score_table(source, target, open_server(server, model), Parameters(**asked))
+    opened = open_server(server, model)
+    return score_table(
+        source, target, opened, Parameters(**asked), on_error=on_error, restart=restart, threshold=threshold
+    )
 
 
 def open_server(server: Server | str, model: str | None = None) -> OpenEngine:
@@ -138,11 +152,11 @@ class RemoteEngine:
 
     def _pieces(self, blocks: Iterator[Block]) -> Iterator[_Piece]:
         for block in blocks:
-            start = 0
-            while start < len(block):
-                rows = len(block) if self._model.couples_rows else self._size.rows
-                yield _Piece(block, start, stop := min(start + rows, len(block)))
-                start = stop
+            stop = 0
+            while stop < len(block) or not stop:
+                start, rows = stop, max(1, len(block)) if self._model.couples_rows else self._size.rows
+                stop = start + rows
+                yield _Piece(block, start, min(stop, len(block)))
 
     async def _ask(self, client: AsyncClient, piece: _Piece) -> tuple[_Piece, Answers]:
         """Return a piece's answers; one that is too much for a request is asked in halves."""
@@ -151,10 +165,6 @@ class RemoteEngine:
         inputs = {self._model.inputs[0].name: piece.block.rows[piece.start : piece.stop]}
         try:
             prediction = await client.predict(inputs, **cast(Asked, asked))
-        except ServerUnreachable as error:
-            raise ServerUnreachable(
-                f"{error}; once it runs, the same command goes on where this one stopped"
-            ) from error
         except (TooLarge, DeadlineExceeded) as error:
             self._check_divisible(rows, error)
         else:

@@ -13,8 +13,9 @@ PARQUET = (".parquet", ".pq")
 JSON_LINES = (".jsonl", ".ndjson")
 ARROW = (".arrow", ".feather", ".ipc")
 NUMPY = (".npy",)
+JSON = (".json",)
 IMAGES = (".png", ".jpg", ".jpeg")
-ENDINGS = (*CSV, *GZIPPED, *PARQUET, *JSON_LINES, *ARROW, *NUMPY)
+ENDINGS = (*CSV, *GZIPPED, *PARQUET, *JSON_LINES, *ARROW, *NUMPY, *JSON)
 
 
 class Source(Protocol):
@@ -75,9 +76,13 @@ def _open(place: Path, spec: Input, name: str) -> Source:
 
         return ArrowSource(place, (place,), spec)
     if name.endswith(NUMPY):
-        from service.scoring.numpy_file import NumpySource
+        from service.scoring.arrays import open_numpy
 
-        return NumpySource(place, spec)
+        return open_numpy(place, spec)
+    if name.endswith(JSON):
+        from service.scoring.arrays import open_json
+
+        return open_json(place, spec)
     raise InvalidInput(f"{place} ends in none of {', '.join(ENDINGS)}; rename it to what it is, or convert it")
 
 

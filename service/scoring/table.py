@@ -98,10 +98,9 @@ def score_table(
         with watch:
             watch.begin(table.count() if watch is not SILENT else None, found_done)
             Answering(table, engine, work, manifest.block_rows, measure, watch, stops=on_error == "fail").run()
-        parts = work.parts()
-        faults = check_faults(parts, on_error)
-        tally = write_output(target, parts, manifest.told(), measure)
-        errors = write_faults(target, faults) if on_error == "record" else None
+        faults = check_faults(work.parts(), on_error)
+        tally = write_output(work, target, manifest.told(), measure)
+        errors = write_faults(work, target, faults) if on_error == "record" else None
     return Summary(
         output=str(target),
         rows=tally.rows,
