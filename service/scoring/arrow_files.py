@@ -85,7 +85,7 @@ def _readable(file: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        told = " ".join(str(error).split())[:200]
+        told = " ".join(str(error).split())[:200].rstrip(".")
         raise InvalidInput(f"{file} cannot be read as {kind}: {told}; write it anew, or name it what it is") from error
 
 

@@ -138,14 +138,19 @@ def _tell(summary: Summary, threshold: float | None, quiet: bool, json: bool) ->
 
 
 def _lines(summary: Summary, threshold: float | None) -> list[str]:
-    lines = [f"{summary.rows} rows in {summary.seconds:.1f} s: {summary.output}"]
+    lines = [f"{_rows(summary.rows)} in {summary.seconds:.1f} s: {summary.output}"]
     if summary.found_done:
         lines.append(f"the first {summary.found_done} rows were done by an earlier run")
     if summary.left_out:
         place = f", told in {summary.errors}" if summary.errors else ""
-        lines.append(f"{summary.left_out} rows at fault were left out{place}")
+        lines.append(f"left out, being at fault: {_rows(summary.left_out)}{place}")
     if summary.above is not None and summary.rows:
-        lines.append(f"{summary.above} rows ({summary.above / summary.rows:.1%}) are more uncertain than {threshold:g}")
+        share = summary.above / summary.rows
+        lines.append(f"more uncertain than {threshold:g}: {_rows(summary.above)} ({share:.1%})")
     if summary.unfinite:
-        lines.append(f"{summary.unfinite} rows have a mean or variance that is no finite number: check their inputs")
+        lines.append(f"no finite mean and variance, so check the inputs: {_rows(summary.unfinite)}")
     return lines + [f"note: {note}" for note in summary.notes]
+
+
+def _rows(count: int) -> str:
+    return f"{count} row" if count == 1 else f"{count} rows"

@@ -50,14 +50,25 @@ def open_source(place: Path, inputs: Sequence[Input]) -> Source:
     Raises:
         InvalidInput: It cannot be read, has another ending or other columns, or the model takes no table.
     """
+    check_source(place)
     if len(inputs) != 1:
         names = ", ".join(f"{one.name} [rows, {', '.join(map(str, one.shape))}]" for one in inputs)
         raise InvalidInput(
             f"a table has rows of one input, and the model takes {names}; use Predictor.predict or POST /predict"
         )
+    return _open(place, inputs[0], place.name.lower())
+
+
+def check_source(place: Path) -> None:
+    """Refuse what is not there or of no known kind, before any work is done.
+
+    Raises:
+        InvalidInput: Its place, and the cure.
+    """
     if not place.exists():
         raise InvalidInput(f"{place} cannot be read: No such file or directory; check the path")
-    return _open(place, inputs[0], place.name.lower())
+    if place.is_file() and not place.name.lower().endswith(ENDINGS):
+        raise InvalidInput(f"{place} ends in none of {', '.join(ENDINGS)}; rename it to what it is, or convert it")
 
 
 def _open(place: Path, spec: Input, name: str) -> Source:
@@ -83,7 +94,7 @@ def _open(place: Path, spec: Input, name: str) -> Source:
         from service.scoring.arrays import open_json
 
         return open_json(place, spec)
-    raise InvalidInput(f"{place} ends in none of {', '.join(ENDINGS)}; rename it to what it is, or convert it")
+    raise InvalidInput(f"{place} is neither a file nor a folder; copy its content into a file")
 
 
 def _open_folder(place: Path, spec: Input) -> Source:

@@ -16,7 +16,7 @@ from service.scoring.faults import check_faults, write_faults
 from service.scoring.manifest import Manifest, content_hashes, settle
 from service.scoring.output import check_target, write_output
 from service.scoring.progress import SILENT, Watch
-from service.scoring.source import Source, open_source
+from service.scoring.source import Source, check_source, open_source
 from service.scoring.tally import Measure
 from service.scoring.work_folder import WorkFolder, work_folder
 
@@ -90,6 +90,7 @@ def score_table(
     started = time.perf_counter()
     if on_error not in POLICIES:
         raise BadRequest(f"on_error = {on_error!r} is not known; give one of {', '.join(POLICIES)}")
+    check_source(source)
     check_target(source, target)
     with work_folder(target, restart) as work:
         manifest, engine, table = _begin(source, work, open_engine, parameters)

@@ -84,7 +84,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "ragged.csv": (text(GOOD + "1,2\n"), "line 4 (row 2) has 2 cells, the header has 3"),
     "quote.csv": (text(GOOD + '1,2,"3\n'), "correct the quotes there"),
     "binary.csv": (lambda path: path.write_bytes(bytes(range(256)) * 9), "error: "),
-    "parquet.csv": (truncated_parquet, "error: "),
+    "parquet.csv": (truncated_parquet, "it is a Parquet file: name it so"),
     "csv.parquet": (text(GOOD), "name it what it is"),
     "csv.arrow": (text(GOOD), "cannot be read as Arrow"),
     "csv.npy": (text(GOOD), "cannot be read as a NumPy array"),
@@ -123,7 +123,7 @@ def test_odd_names_and_single_rows_are_scored(name: str, run: Run, tmp_path: Pat
     code, out, err = run(tmp_path / name, tmp_path / f"out {name}")
 
     assert (code, err) == (0, "")
-    assert out.startswith("1 rows in ")
+    assert out.startswith("1 row in ")
     assert len((tmp_path / f"out {name}").read_text().splitlines()) == 2
 
 
@@ -132,7 +132,7 @@ def test_left_out_rows_are_told_and_have_an_exit_code(run: Run, tmp_path: Path) 
     code, out, _ = run(tmp_path / "in.csv", tmp_path / "out.csv", "--on-error", "record")
 
     assert code == 3
-    assert "1 rows at fault were left out, told in " in out
+    assert "left out, being at fault: 1 row, told in " in out
     assert run(tmp_path / "in.csv", tmp_path / "out.csv", "--on-error", "skip", "--quiet") == (3, "", "")
 
 
