@@ -1,7 +1,7 @@
 """How many rows a request has, learned from how long requests take and what is refused; it does not know servers."""
 
 FIRST_ROWS = 32
-_SHORT_S, _LONG_S = 0.5, 2.0  # a server holds back what is more than a few seconds ahead of others
+_SHORT_S, _LONG_S = 0.25, 1.0  # a server refuses what would wait for longer than a few seconds behind others
 
 
 class RequestRows:
