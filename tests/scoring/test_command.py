@@ -210,3 +210,23 @@ def test_twenty_kills_at_random_moments_give_the_bytes_of_an_undisturbed_run(mod
 
     assert disturbed.read_bytes() == whole.read_bytes()
     assert pq.read_table(disturbed)["row"].to_pylist() == [*range(2_000_000)]
+
+
+def shown() -> list[list[str]]:
+    """Return the README's commands that score what is here by a model that is here."""
+    lines = [line.split() for line in (ROOT / "README.md").read_text().splitlines()]
+    commands = [line[2:] for line in lines if line[:2] == ["thinnet", "score"]]
+    return [command for command in commands if not {"--url", "--engine"} & {*command}]
+
+
+@pytest.mark.parametrize("command", shown(), ids=" ".join)
+def test_the_readmes_commands_score(
+    command: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, flag, output, *more = command
+    assert flag == "--output"
+    monkeypatch.chdir(ROOT)
+    code, out, _ = run(Path(source), tmp_path / output, *more)
+
+    assert code == 0
+    assert " rows in " in out
