@@ -64,8 +64,8 @@ def parameters_of(asked: Mapping[str, Any]) -> dict[str, Any]:
         del given["seed"]
     elif "seed" in asked and asked["seed"] is None:
         given["seed"] = FRESH
-    given["quantities"] = _listed(given.get("quantities", ()))
     try:
+        given["quantities"] = _listed(given.get("quantities", ()))
         if "sites" in given:
             given["sites"] = orjson.dumps(given["sites"], option=orjson.OPT_SERIALIZE_NUMPY).decode()
         orjson.dumps(given, option=orjson.OPT_SERIALIZE_NUMPY)

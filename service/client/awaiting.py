@@ -1,7 +1,8 @@
 """The client that awaits its answers; it does not know what is asked."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -78,10 +79,12 @@ class AsyncClient:
         *,
         concurrency: int = CONCURRENCY,
         **asked: Unpack[Asked],
-    ) -> AsyncIterator[Prediction]:
+    ) -> AsyncGenerator[Prediction]:
         """Predict many inputs; see `Client.predict_many`."""
-        async for prediction in in_order(partial(self.predict_at, asked=asked), _numbered(inputs), concurrency):
-            yield prediction
+        work = partial(self.predict_at, asked=asked)
+        async with aclosing(in_order(work, _numbered(inputs), concurrency)) as predictions:
+            async for prediction in predictions:
+                yield prediction
 
     async def predict_at(self, numbered: tuple[int, Any], asked: Asked) -> Prediction:
         """Predict one of many inputs, and say in a fault which one it was."""

@@ -6,7 +6,7 @@ It does not know what is asked, nor whether its caller waits or awaits.
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
@@ -44,7 +44,7 @@ class Carrier:
     """
 
     address: Address
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     retries: int | None = RETRIES
     retry_s: float = RETRY_S
 
@@ -90,9 +90,10 @@ class Carrier:
 
     def retrying(self) -> dict[str, Any]:
         """Return what a caller that retries is made with."""
-        attempts = None if self.retries is None else self.retries + 1
         waits = {"wait_initial": _FIRST_S, "wait_max": _MOST_S, "wait_jitter": _JITTER_S}
-        return {"attempts": attempts, "timeout": self.retry_s, **waits}
+        if self.retry_s <= 0:
+            return {"attempts": 1, **waits}
+        return {"attempts": None if self.retries is None else self.retries + 1, "timeout": self.retry_s, **waits}
 
     def rule(self, ask: Ask) -> Callable[[Exception], bool | float]:
         """Return what tells of a fault whether the request is sent again: True, or after how many seconds.

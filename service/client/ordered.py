@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -20,7 +20,7 @@ Start = Callable[[], Awaitable[_Result]]
 
 async def in_order(
     work: Work[_Item, _Result], items: Iterable[_Item] | AsyncIterable[_Item], concurrency: int
-) -> AsyncIterator[_Result]:
+) -> AsyncGenerator[_Result]:
     """Yield the result of each item, in their order, with at most so many under way and as many items read ahead.
 
     A fault is raised at its turn, that of reading an item too. What is under way then, or when the caller leaves, is

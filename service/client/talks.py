@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.client.asked import parameters_of
-from service.client.described import Health, Limits, Model, read_limits, read_model
+from service.client.described import Health, InputTensor, Limits, Model, read_limits, read_model
 from service.client.exchange import Ask, Reply, Talk, path
 from service.client.prediction import Prediction
 from service.client.tensors import Array, as_array, decode, encode
@@ -15,7 +15,7 @@ from service.errors import BadRequest, InvalidInput, ModelNotFound, NotFound
 
 TIMEOUT_S = 60.0  # what a server gives a request, unless it was told otherwise
 _GRACE_S = 5.0  # in which a server's own word that time is over arrives
-_QUICK_S = 10.0
+_QUICK_S, _MOST_S = 10.0, 1e6
 _OWN = ("passes", "seed", "scope", "estimator")
 
 
@@ -83,8 +83,7 @@ class Talks:
             name = model if model is not None else (yield from self._sole_model())
             arrays = yield from self._arrays(inputs, name, version)
             body, headers = encode(arrays, parameters)
-            timeout_s = float(parameters.get("timeout_s", TIMEOUT_S)) + _GRACE_S
-            reply = yield Ask(f"{_model_path(name, version)}/infer", body, headers, timeout_s)
+            reply = yield Ask(f"{_model_path(name, version)}/infer", body, headers, _patience_s(parameters))
             return (yield from self._prediction(reply))
         except (BadRequest, NotFound):
             self._sole = None
@@ -110,7 +109,7 @@ class Talks:
         if len(specs) != 1:
             names = ", ".join(spec.name for spec in specs)
             raise InvalidInput(f"the model takes {len(specs)} inputs; give a mapping with {names}")
-        return {specs[0].name: as_array(specs[0].name, inputs)}
+        return {specs[0].name: as_array(specs[0].name, _by_feature(specs[0], inputs))}
 
     def _prediction(self, reply: Reply) -> Talk[Prediction]:
         header, tensors = decode(reply)
@@ -138,6 +137,25 @@ def _by_output(tensors: Mapping[str, Array], outputs: list[str]) -> dict[str, di
         output: {name[len(output) + 1 :]: values for name, values in tensors.items() if name.startswith(f"{output}.")}
         for output in outputs
     }
+
+
+def _by_feature(spec: InputTensor, given: Any) -> Any:
+    """Return a data frame's columns in the order of the input's features; NumPy would take them as they stand."""
+    columns = getattr(given, "columns", None)
+    if columns is None or not spec.features:
+        return given
+    names = [str(name) for name in columns]
+    if sorted(names) != sorted(spec.features):
+        raise InvalidInput(
+            f"input {spec.name!r} takes the columns {', '.join(spec.features)}; given: {', '.join(names)}"
+        )
+    return given[list(spec.features)]
+
+
+def _patience_s(parameters: Mapping[str, Any]) -> float:
+    """Return how long a server may be silent; a time that is none is left to it to refuse."""
+    given = parameters.get("timeout_s", TIMEOUT_S)
+    return (float(given) if isinstance(given, (int, float)) and 0 < given < _MOST_S else TIMEOUT_S) + _GRACE_S
 
 
 def _model_path(model: str, version: int | str | None) -> str:

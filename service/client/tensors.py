@@ -67,7 +67,8 @@ def encode(inputs: Mapping[str, Array], parameters: Mapping[str, Any]) -> tuple[
         }
         for (name, array), content in zip(inputs.items(), raw, strict=True)
     ]
-    header = orjson.dumps({"parameters": {"binary_data_output": True, **parameters}, "inputs": described})
+    asked = {"parameters": {"binary_data_output": True, **parameters}, "inputs": described}
+    header = orjson.dumps(asked, option=orjson.OPT_SERIALIZE_NUMPY)
     told = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
     return b"".join([header, *raw]), told
 

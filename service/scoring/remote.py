@@ -6,7 +6,7 @@ the index of its first row: the answers are those of a predictor here.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -45,7 +45,7 @@ class Server:
     """
 
     url: str
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     timeout_s: float | None = None
     retry_s: float = RETRY_S
     concurrency: int = CONCURRENCY

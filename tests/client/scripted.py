@@ -26,12 +26,14 @@ class Scripted:
 
     Attributes:
         asked: The request line of each request, and when it came.
+        bodies: The body of each.
         most: How many were under way at once.
     """
 
     def __init__(self, answers: Sequence[bytes], wait_s: float = 0.0) -> None:
         self._answers, self.wait_s = list(answers), wait_s
         self.asked: list[tuple[str, float]] = []
+        self.bodies: list[bytes] = []
         self.under_way, self.most, self.left = 0, 0, 0
         self._lock = Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -57,12 +59,13 @@ class Scripted:
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, suppress(OSError):
-            head = _read_request(connection)
+            head, body = _read_request(connection)
             if not head:
                 return
             with self._lock:
                 answer = self._answers[min(len(self.asked), len(self._answers) - 1)]
                 self.asked.append((head.split("\r\n")[0], time.monotonic()))
+                self.bodies.append(body)
                 self.under_way += 1
                 self.most = max(self.most, self.under_way)
             self._wait(connection)
@@ -82,16 +85,16 @@ class Scripted:
 Script = Callable[..., Scripted]
 
 
-def _read_request(connection: socket.socket) -> str:
+def _read_request(connection: socket.socket) -> tuple[str, bytes]:
     data = b""
     while b"\r\n\r\n" not in data:
         piece = connection.recv(65536)
         if not piece:
-            return ""
+            return "", b""
         data += piece
     head, _, body = data.partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
     length = next((int(line.split(":")[1]) for line in lines if line.lower().startswith("content-length:")), 0)
     while len(body) < length:
         body += connection.recv(65536)
-    return head.decode()
+    return head.decode(), body

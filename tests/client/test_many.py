@@ -121,6 +121,42 @@ def test_a_coroutine_that_leaves_strands_nobody(script: Script) -> None:
     until(lambda: server.left == 4, 5)
 
 
+def test_one_that_closes_it_ends_what_is_under_way() -> None:
+    ended: list[Any] = []
+
+    class Waiting(AsyncClient):
+        async def predict(self, inputs: Any, **_: Any) -> Any:
+            if inputs == 0:
+                return inputs
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ended.append(inputs)
+
+    async def ask() -> None:
+        async with Waiting("http://127.0.0.1:1") as client:
+            many = client.predict_many(range(9), concurrency=4)
+            assert await anext(many) == 0
+            await many.aclose()
+
+    asyncio.run(ask())
+    assert ended == [1, 2, 3]
+
+
+def test_a_fault_of_reading_inputs_comes_after_what_was_read(client: Client) -> None:
+    def broken() -> Iterator[Any]:
+        yield from rows(2)
+        raise KeyError("the inputs cannot be read on")
+
+    found: list[Prediction] = []
+    with pytest.raises(KeyError, match="cannot be read on"):
+        found.extend(client.predict_many(broken(), concurrency=8, **ASKED))
+    many = client.predict_many(broken(), concurrency=8, **ASKED)
+    assert means([next(many), next(many)]) == pytest.approx(
+        means([client.predict(each, **ASKED) for each in rows(2)]), rel=1e-5
+    )
+
+
 def test_at_least_one_is_under_way(client: Client) -> None:
     with pytest.raises(BadRequest, match="concurrency = 0; at least one"):
         next(client.predict_many(rows(3), concurrency=0, **ASKED))

@@ -7,6 +7,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from scripted import Script, said
 
 from service import Predictor
 from service.client import AsyncClient, Client, Prediction
@@ -19,6 +20,7 @@ from service.errors import (
     ModelNotFound,
     NoActiveSite,
     NotFound,
+    RemoteFault,
     ThinnetError,
     TooLarge,
     VersionNotFound,
@@ -108,6 +110,36 @@ def test_rows_may_be_given_in_any_form(client: Client, given: Any) -> None:
     np.testing.assert_array_equal(found.mean, client.predict(np.array(ROWS, np.float64), model="line", passes=20).mean)
 
 
+class Frame:
+    """What a data frame is to the client: columns by name, and an array of them."""
+
+    def __init__(self, columns: dict[str, list[float]]) -> None:
+        self._columns, self.columns = columns, list(columns)
+
+    def __getitem__(self, names: list[str]) -> "Frame":
+        return Frame({name: self._columns[name] for name in names})
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(list(self._columns.values()), dtype).T
+
+
+def test_a_data_frames_columns_go_by_name(script: Script, client: Client, address: str) -> None:
+    told = {**httpx2.get(f"{address}/v2/models/line").json()}
+    told["inputs"][0]["features"] = ["a", "b", "c"]
+    server = script(said(200, told))
+    with Client(server.url, retries=0) as there:
+        with pytest.raises(InvalidInput, match="takes the columns a, b, c; given: a, b, d"):
+            there.predict(Frame({"a": [1], "b": [2], "d": [3]}), model="line")
+        with pytest.raises(RemoteFault, match="gives no tensors"):
+            there.predict(Frame({"c": [3.5], "a": [1], "b": [2]}), model="line")
+    assert np.array([1, 2, 3.5]).tobytes() in server.bodies[-1]
+
+
+def test_numbers_of_numpy_may_be_asked_with(client: Client) -> None:
+    asked: Any = {"passes": np.int64(9), "p": np.float32(0.25), "sites": {"1": {"p": np.float64(0.5)}}}
+    assert client.predict(ROWS, model="line", **asked).passes == 9
+
+
 def test_an_answer_may_be_written_to(client: Client) -> None:
     mean = client.predict(ROWS, model="line").mean
     mean += 1
@@ -161,6 +193,10 @@ def test_the_only_model_needs_no_name(folder: Path) -> None:
         (ROWS, {"model": "line", "passes": 1}, BadRequest, "passes = 1"),
         (ROWS, {"model": "line", "walks": 1}, BadRequest, "'walks' cannot be asked for; there are model, version"),
         (ROWS, {"model": "line", "quantities": "mean"}, BadRequest, r"quantities = 'mean' is text; give a list"),
+        (ROWS, {"model": "line", "quantities": [3]}, BadRequest, "what is asked for cannot be sent"),
+        (ROWS, {"model": "line", "timeout_s": "long"}, BadRequest, "timeout_s"),
+        (ROWS, {"model": "line", "timeout_s": -1}, BadRequest, "timeout_s"),
+        (ROWS, {"model": "line", "seed": 1 << 70}, BadRequest, "what is asked for cannot be sent"),
         (ROWS, {"model": "line", "quantities": ["x"]}, InvalidQuantity, "no quantity 'x'"),
         (ROWS, {"model": "line", "variant": "x"}, InvalidPlan, "there is no variant 'x'"),
         (ROWS, {"model": "line", "passes": object()}, BadRequest, "what is asked for cannot be sent"),

@@ -93,6 +93,9 @@ def test_attempts_are_bounded_and_so_is_time(script: Script) -> None:
     with Client(server.url, retries=0) as client, pytest.raises(TooManyRequests, match="too much to do"):
         client.models()
     assert len(server.asked) == 4
+    with Client(server.url, retry_s=0) as client, pytest.raises(TooManyRequests, match="too much to do"):
+        client.models()
+    assert len(server.asked) == 5
     started = time.monotonic()
     slow = script(said(503, {"error": "loading"}))
     with Client(slow.url, retries=None, retry_s=0.5) as client, pytest.raises(NotReady, match="loading"):
