@@ -5,6 +5,7 @@ Both read and write the same files, each in a process of its own, one after the 
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
@@ -135,8 +135,14 @@ def alone(asked: argparse.Namespace) -> None:
         torch.set_num_threads(asked.threads)
     began = time.perf_counter()
     rows = WAYS[asked.as_](asked.folder, asked.source, result(asked.folder, asked.as_))
-    seconds, peak_mb = time.perf_counter() - began, getrusage(RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"rows": rows, "seconds": seconds, "peak_mb": peak_mb}))
+    seconds = time.perf_counter() - began
+    print(json.dumps({"rows": rows, "seconds": seconds, "peak_mb": peak_mb()}))
+
+
+def peak_mb() -> float:
+    """Return the most memory that this process held; what `getrusage` says may be its parent's."""
+    (peak,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return int(peak) / 1024
 
 
 def result(folder: Path, way: str) -> Path:
