@@ -58,13 +58,12 @@ def score(
     rows were left out (--on-error skip, record); 130 interrupted, and what is done is kept.
     """
     asked = options.asked(passes, variant, p, seed, scope, estimator, tolerance, precision, quantity)
-    open_engine = _engine(engine, url, model, device)
     watch = SILENT if quiet else _watch(threshold)
     try:
         summary = score_table(
             source,
             output,
-            open_engine,
+            _engine(engine, url, model, device),
             Parameters(version=version, **asked),
             on_error=cast(OnError, on_error),
             restart=restart,
