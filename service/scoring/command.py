@@ -64,15 +64,12 @@ def score(
     rows were left out (--on-error skip, record); 130 interrupted, and what is done is kept.
     """
     asked = options.asked(passes, variant, p, seed, scope, estimator, tolerance, precision, quantity)
-    open_engine = _engine(engine, url, api_key_file, model, device)
-    if url is not None:
-        _tell_of_waits(quiet)
     watch = SILENT if quiet else _watch(threshold)
     try:
         summary = score_table(
             source,
             output,
-            open_engine,
+            _engine(engine, model, device) if url is None else _server(url, api_key_file, model, quiet),
             Parameters(version=version, **asked),
             on_error=cast(OnError, on_error),
             restart=restart,
@@ -94,11 +91,14 @@ def _kept(output: Path) -> str:
     return "what is done is kept: the same command goes on, --restart throws it away" if is_kept else ""
 
 
-def _engine(engine: str, url: str | None, api_key_file: Path | None, model: str, device: str) -> OpenEngine:
-    if url is not None:
-        from service.scoring.remote import Server, open_server
+def _server(url: str, api_key_file: Path | None, model: str, quiet: bool) -> OpenEngine:
+    from service.scoring.remote import Server, open_server
 
-        return open_server(Server(url, caller_settings(api_key_file).key()), model or None)
+    _tell_of_waits(quiet)
+    return open_server(Server(url, caller_settings(api_key_file).key()), model or None)
+
+
+def _engine(engine: str, model: str, device: str) -> OpenEngine:
     if engine not in ENGINES:
         raise BadRequest(f"there is no engine {engine!r}; give one of {', '.join(ENGINES)}, or --url")
     from service.threads import prepare_environment

@@ -138,9 +138,9 @@ def test_one_that_closes_it_ends_what_is_under_way() -> None:
             many = client.predict_many(range(9), concurrency=4)
             assert await anext(many) == 0
             await many.aclose()
+            assert ended == [1, 2, 3]
 
     asyncio.run(ask())
-    assert ended == [1, 2, 3]
 
 
 def test_a_fault_of_reading_inputs_comes_after_what_was_read(client: Client) -> None:
