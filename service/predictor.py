@@ -75,7 +75,6 @@ class Predictor:
         self.sites, self.lost = captured.sites(), captured.lost
         self.seed, self.variant = seed, variant
         self._own_passes = passes
-        self._identity: tuple[object, str] | None = None
         self.couples_rows = couples_rows(captured)
         self.device = captured.example[0].device
 
@@ -251,10 +250,7 @@ class Predictor:
 
     def fingerprint(self) -> str:
         """Return a hash that changes where answers would: of the network, what its tensors mean, and its defaults."""
-        told = self.inputs, self.outputs, self.seed, self.variant, self._own_passes
-        if self._identity is None or self._identity[0] != told:
-            self._identity = told, fingerprint(self._captured.program, *told)
-        return self._identity[1]
+        return fingerprint(self._captured.program, self.inputs, self.outputs, self.seed, self.variant, self._own_passes)
 
     def operations(self) -> float:
         """Return the operations of a pass, for each row, as far as they are matrix products or convolutions."""

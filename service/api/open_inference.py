@@ -1,6 +1,7 @@
 """The Open Inference Protocol v2 under /v2, REST with the binary tensor data extension; it translates and delegates."""
 
 from typing import Annotated, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from fastapi import APIRouter, Depends, Request, Response
@@ -26,6 +27,7 @@ from service.wire import PredictRequest
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 ServingHere = Annotated[Serving, Depends(serving_of)]
 PLATFORM = "pytorch_thinnet"
+_identities: WeakKeyDictionary[Predictor, dict[str, Any]] = WeakKeyDictionary()
 
 
 router.add_api_route("/health/live", ops.live, summary="Is the server running")
@@ -55,10 +57,9 @@ async def metadata(serving: ServingHere, model: str, version: str | None = None)
         "name": card.name,
         "version": str(card.version),
         "versions": [str(number) for number in card.versions],
-        "fingerprint": await aside(False, predictor.fingerprint),
-        "operations": await aside(False, predictor.operations),
         "platform": PLATFORM,
     }
+    told |= await aside(predictor in _identities, _identity, predictor)
     told |= {"inputs": _inputs(predictor), "outputs": _outputs(predictor)}
     told |= {"description": card.description, "defaults": _defaults(predictor), "score": dict(card.score)}
     told |= {"couples_rows": predictor.couples_rows}
@@ -94,6 +95,13 @@ async def infer(request: Request, serving: ServingHere, model: str, version: str
         return write_inference(inference, card.name, card.version, predictor.outputs, prediction)
 
     return await serving.answer(request, Call(asked, card, predictor, lambda: inference.tensors, write, is_small))
+
+
+def _identity(predictor: Predictor) -> dict[str, Any]:
+    """Return what tells a network from another, and about what it costs; all its numbers are looked at once."""
+    if predictor not in _identities:
+        _identities[predictor] = {"fingerprint": predictor.fingerprint(), "operations": predictor.operations()}
+    return _identities[predictor]
 
 
 def _inputs(predictor: Predictor) -> list[dict[str, Any]]:
