@@ -65,9 +65,9 @@ def save_models(folder: Path) -> Path:
 
 
 @contextmanager
-def listening(app: Any, root_path: str = "") -> Iterator[str]:
-    """Serve an application on a free port of the loopback from a thread, and give its address."""
-    config = uvicorn.Config(app, port=0, root_path=root_path, log_config=None, access_log=False)
+def listening(app: Any, root_path: str = "", port: int = 0) -> Iterator[str]:
+    """Serve an application on a port of the loopback, a free one where none is named, and give its address."""
+    config = uvicorn.Config(app, port=port, root_path=root_path, log_config=None, access_log=False)
     server = uvicorn.Server(config)
     with config.bind_socket() as listener:
         thread = Thread(target=asyncio.run, args=(server.serve([listener]),))

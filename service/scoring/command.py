@@ -1,6 +1,7 @@
 """`thinnet score`: it parses, picks an engine, shows how it goes, and says what was done."""
 
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, cast
@@ -13,9 +14,11 @@ from service.scoring.engine import OpenEngine, Parameters
 from service.scoring.progress import SILENT, Bar, Lines, Watch
 from service.scoring.table import OnError, Summary, score_table
 from service.scoring.work_folder import place_of
+from service.settings import caller_settings
 
 LEFT_OUT = 3
 INTERRUPTED = 130
+_TOLD_EVERY_S = 10.0
 ENGINES = ("local",)
 
 
@@ -27,6 +30,9 @@ def score(
     model: Annotated[str, typer.Option(help="The model's folder; with --url its name.")] = "",
     engine: Annotated[str, typer.Option(help="What answers: local, in this process.")] = "local",
     url: Annotated[str | None, typer.Option(help="A server that answers, instead of an engine.")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="A file with the key that the server is shown; else THINNET_API_KEY.")
+    ] = None,
     version: options.Version = None,
     passes: options.Passes = None,
     variant: options.VariantName = None,
@@ -58,13 +64,12 @@ def score(
     rows were left out (--on-error skip, record); 130 interrupted, and what is done is kept.
     """
     asked = options.asked(passes, variant, p, seed, scope, estimator, tolerance, precision, quantity)
-    open_engine = _engine(engine, url, model, device)
     watch = SILENT if quiet else _watch(threshold)
     try:
         summary = score_table(
             source,
             output,
-            open_engine,
+            _engine(engine, model, device) if url is None else _server(url, api_key_file, model, quiet),
             Parameters(version=version, **asked),
             on_error=cast(OnError, on_error),
             restart=restart,
@@ -86,11 +91,14 @@ def _kept(output: Path) -> str:
     return "what is done is kept: the same command goes on, --restart throws it away" if is_kept else ""
 
 
-def _engine(engine: str, url: str | None, model: str, device: str) -> OpenEngine:
-    if url is not None:
-        from service.scoring.remote import open_server
+def _server(url: str, api_key_file: Path | None, model: str, quiet: bool) -> OpenEngine:
+    from service.scoring.remote import Server, open_server
 
-        return open_server(url, model or None)
+    _tell_of_waits(quiet)
+    return open_server(Server(url, caller_settings(api_key_file).key()), model or None)
+
+
+def _engine(engine: str, model: str, device: str) -> OpenEngine:
     if engine not in ENGINES:
         raise BadRequest(f"there is no engine {engine!r}; give one of {', '.join(ENGINES)}, or --url")
     from service.threads import prepare_environment
@@ -99,6 +107,21 @@ def _engine(engine: str, url: str | None, model: str, device: str) -> OpenEngine
     from service.scoring.local import open_folder
 
     return open_folder(Path(model or "models"), device)
+
+
+def _tell_of_waits(quiet: bool) -> None:
+    """Say now and then that a server is waited for, instead of the retrying library's lines for a service's log."""
+    from stamina.instrumentation import RetryDetails, set_on_retry_hooks
+
+    told_at = -_TOLD_EVERY_S
+
+    def tell(details: RetryDetails) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= _TOLD_EVERY_S:
+            told_at = time.monotonic()
+            print(f"waiting: {details.caused_by}", file=sys.stderr)
+
+    set_on_retry_hooks(() if quiet else (tell,))
 
 
 def _watch(threshold: float | None) -> Watch:

@@ -74,6 +74,28 @@ def test_it_answers_what_predict_answers(client: TestClient) -> None:
     assert theirs["variance"] == [value for row in ours["variance"] for value in row]
 
 
+@pytest.mark.parametrize("more", [[], ["measure.standard_error", "classes.quantile_0.9"]])
+def test_quantities_as_a_parameter_ask_for_all_that_predict_answers(client: TestClient, more: list[str]) -> None:
+    inputs = {"tokens": [[1, 2, 3, 4, 5]], "features": [[0.5, -0.5]]}
+    ours = client.post("/predict", json={"model": "two", "inputs": inputs, "quantities": more}).json()
+    tensors = [
+        {"name": "tokens", "datatype": "INT64", "shape": [1, 5], "data": inputs["tokens"]},
+        {"name": "features", "datatype": "FP32", "shape": [1, 2], "data": inputs["features"]},
+    ]
+    asked = {"inputs": tensors, "parameters": {"quantities": ",".join(more)}}
+    theirs = client.post("/v2/models/two/infer", json=asked).json()["outputs"]
+
+    wanted = {f"{output}.{name}" for name, found in ours.items() if isinstance(found, dict) for output in found}
+    assert {each["name"] for each in theirs} == {name for name in wanted if not name.endswith(".noise")}
+
+
+def test_metadata_says_which_version_it_describes_and_tells_networks_apart(client: TestClient) -> None:
+    first, last = (client.get(f"/v2/models/line{path}").json() for path in ("/versions/1", ""))
+    assert (first["version"], last["version"]) == ("1", "2")
+    assert len(first["fingerprint"]) == 64
+    assert first["operations"] > 0
+
+
 def test_products_in_bfloat16_are_a_parameter(client: TestClient) -> None:
     found = infer(client, parameters={"precision": "bfloat16"}).json()
     ours = client.post("/predict", json={"model": "line", "inputs": ROWS, "precision": "bfloat16"}).json()
