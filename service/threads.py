@@ -48,6 +48,17 @@ def prepare_environment() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
+def prevent_monitor() -> None:
+    """Keep tqdm, where it is installed, from starting a thread for bars that torch makes and nobody sees.
+
+    A process that forks is to have one thread: a fork takes no other along, nor lets go of what it holds.
+    """
+    with suppress(ImportError):
+        from tqdm import tqdm  # which torch imports too
+
+        tqdm.monitor_interval = 0
+
+
 def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:
     lines: list[str] = []
     with suppress(OSError):
