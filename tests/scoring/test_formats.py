@@ -151,6 +151,43 @@ def test_keys_keep_their_type(tmp_path: Path) -> None:
     assert pq.read_schema(tmp_path / "out.parquet").field("id").type == pa.int32()
 
 
+KEYS = {
+    "text with holes": (pa.array(["a", None, "c"]), ["a", "", "c"]),
+    "categories": (pa.array(["a", "b", "a"]).dictionary_encode(), ["a", "b", "a"]),
+    "days": (pa.array([0, 1, 2], pa.date32()), ["1970-01-01", "1970-01-02", "1970-01-03"]),
+    "decimals": (pa.array([1, 2, 3]).cast(pa.decimal128(20, 1)), ["1.0", "2.0", "3.0"]),
+    "whole numbers with holes": (pa.array([1, None, 3]), ["1", "", "3"]),
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_keys_of_any_type_are_written(name: str, tmp_path: Path) -> None:
+    keys, texts = KEYS[name]
+    pq.write_table(pa.table({"id": keys, "age": [1.0] * 3, "size": [2.0] * 3}), tmp_path / "in.parquet")
+    for output in ("out.csv", "out.jsonl", "out.parquet"):
+        score(tmp_path / "in.parquet", output)
+
+    assert [line.split(",")[0] for line in (tmp_path / "out.csv").read_text().splitlines()[1:]] == texts
+    told = [json.loads(line)["id"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [str(key) if key is not None else "" for key in told] == texts
+    assert pq.read_table(tmp_path / "out.parquet")["id"].to_pylist() == keys.to_pylist()
+
+
+def test_categories_may_differ_from_block_to_block(tmp_path: Path) -> None:
+    hundreds = np.arange(ROWS).reshape(7, 100)
+    keys = pa.chunked_array([pa.array([f"r{row}" for row in part]).dictionary_encode() for part in hundreds])
+    pq.write_table(table(id=keys), tmp_path / "in.parquet", row_group_size=100)
+    score(tmp_path / "in.parquet", block_rows=64)
+
+    assert (tmp_path / "out.csv").read_text().splitlines()[-1].startswith("r699,")
+
+
+def test_a_key_that_is_a_list_is_refused(tmp_path: Path) -> None:
+    pq.write_table(table(id=pa.array([[1]] * ROWS)), tmp_path / "in.parquet")
+    with pytest.raises(InvalidInput, match=r"column 'id' holds list.* which tells no rows apart; convert it"):
+        score(tmp_path / "in.parquet")
+
+
 @pytest.mark.parametrize("kind", ["float64", "uint8"])
 def test_a_numpy_array_of_several_axes_is_rows(kind: str, tmp_path: Path) -> None:
     images = np.arange(30).reshape(5, 2, 3).astype(kind)
