@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PART_ROWS = 1 << 16
+PART_BYTES = 1 << 26
 PART_S = 5.0
 
 
@@ -128,18 +129,20 @@ class _Part:
     """Answers that are not kept yet."""
 
     def __init__(self, first: int) -> None:
-        self.first, self.rows = first, 0
+        self.first, self.rows, self._bytes = first, 0, 0
         self._batches: list[pa.RecordBatch] = []
         self._faults: list[Fault] = []
         self._began = time.monotonic()
 
     def add(self, block: Block, batch: "pa.RecordBatch") -> None:
         self.rows += len(block)
+        self._bytes += batch.nbytes
         self._batches.append(batch)
         self._faults += block.faults
 
     def is_due(self) -> bool:
-        return self.rows >= PART_ROWS or time.monotonic() - self._began >= PART_S
+        is_large = self.rows >= PART_ROWS or self._bytes >= PART_BYTES
+        return is_large or time.monotonic() - self._began >= PART_S
 
     def keep(self, work: WorkFolder, index: int) -> None:
         import pyarrow as pa

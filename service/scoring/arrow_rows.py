@@ -44,6 +44,8 @@ class ColumnReader:
         self._header = match(where, schema.names, spec)
         for at in () if self.is_nested else self._header.features:
             _check_type(where, schema.field(at))
+        if self._header.identity is not None:
+            _check_key(where, schema.field(self._header.identity))
 
     @property
     def columns(self) -> list[str]:
@@ -59,8 +61,10 @@ class ColumnReader:
         faults = tuple(Fault(first_row + at, *bad[at], place(first_row + at)) for at in sorted(bad))
         rows[[*bad]] = 0
         if self._header.identity is None:
-            return Block(ROW, pa.array(range(first_row, first_row + len(rows)), pa.int64()), rows, first_row, faults)
+            return Block(ROW, pa.array(np.arange(first_row, first_row + len(rows))), rows, first_row, faults)
         keys = table.column(self._header.key).combine_chunks()
+        if pa.types.is_dictionary(keys.type):
+            keys = keys.dictionary_decode()  # each block would have a dictionary of its own
         return Block(self._header.key, keys, rows, first_row, faults)
 
     def _rows(self, table: "pa.Table") -> tuple[NDArray[Any], dict[int, tuple[str, str]]]:
@@ -172,6 +176,13 @@ def _check_type(where: str, field: "pa.Field") -> None:
     kind, types = field.type, pa.types
     if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind)):
         raise InvalidInput(f"{where}: column {field.name!r} holds {kind}, not numbers; convert it")
+
+
+def _check_key(where: str, field: "pa.Field") -> None:
+    import pyarrow as pa
+
+    if pa.types.is_nested(field.type) or pa.types.is_binary(field.type):
+        raise InvalidInput(f"{where}: column {field.name!r} holds {field.type}, which tells no rows apart; convert it")
 
 
 def _numbers(column: "pa.ChunkedArray") -> NDArray[Any]:

@@ -41,7 +41,8 @@ def _text(column: "pa.Array") -> "pa.Array":
     import pyarrow.compute as pc
 
     if not pa.types.is_string(column.type):
-        return pc.cast(column, pa.string())
+        column = pc.cast(column, pa.string())
+    column = pc.fill_null(column, "")
     special = pc.match_substring_regex(column, _SPECIAL)
     if not pc.any(special).as_py():
         return column

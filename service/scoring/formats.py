@@ -14,7 +14,8 @@ from service.scoring.csv_text import header_line, lines
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_GROUP_ROWS = 1 << 17
+_GROUP_ROWS, _LEAST_ROWS = 1 << 17, 1 << 10
+_GROUP_CELLS = 1 << 23
 Write = Callable[[BinaryIO, "pa.Schema", Iterator["pa.RecordBatch"], int], None]
 """Writes batches of a schema, so many rows in all, to a file."""
 
@@ -45,8 +46,8 @@ def write_parquet(file: BinaryIO, schema: "pa.Schema", batches: Iterator["pa.Rec
     from service.scoring.arrow_rows import regrouped
 
     with pq.ParquetWriter(file, schema) as writer:
-        for table in regrouped(batches, _GROUP_ROWS):
-            writer.write_table(table.cast(schema), _GROUP_ROWS)
+        for table in regrouped(batches, _group_rows(schema)):
+            writer.write_table(table.cast(schema), table.num_rows)
 
 
 def write_arrow(file: BinaryIO, schema: "pa.Schema", batches: Iterator["pa.RecordBatch"], rows: int) -> None:
@@ -56,8 +57,8 @@ def write_arrow(file: BinaryIO, schema: "pa.Schema", batches: Iterator["pa.Recor
     from service.scoring.arrow_rows import regrouped
 
     with pa.ipc.new_file(file, schema) as writer:
-        for table in regrouped(batches, _GROUP_ROWS):
-            writer.write_table(table.combine_chunks().cast(schema), _GROUP_ROWS)
+        for table in regrouped(batches, _group_rows(schema)):
+            writer.write_table(table.combine_chunks().cast(schema), table.num_rows)
 
 
 def write_json_lines(file: BinaryIO, schema: "pa.Schema", batches: Iterator["pa.RecordBatch"], rows: int) -> None:
@@ -66,7 +67,7 @@ def write_json_lines(file: BinaryIO, schema: "pa.Schema", batches: Iterator["pa.
         columns = [_plain(column) for column in batch.columns]
         for cells in zip(*columns, strict=True):
             told = dict(zip(schema.names, cells, strict=True))
-            file.write(orjson.dumps(told, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY))
+            file.write(orjson.dumps(told, str, orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY))
 
 
 def write_numpy(file: BinaryIO, schema: "pa.Schema", batches: Iterator["pa.RecordBatch"], rows: int) -> None:
@@ -90,6 +91,11 @@ def write_numpy(file: BinaryIO, schema: "pa.Schema", batches: Iterator["pa.Recor
         for name, column in zip(schema.names, batch.columns, strict=True):
             array[name] = column.to_numpy(zero_copy_only=False)
         file.write(array.tobytes())
+
+
+def _group_rows(schema: "pa.Schema") -> int:
+    """Return how many rows are written together: fewer of wide tables, so that little is held."""
+    return max(_LEAST_ROWS, min(_GROUP_ROWS, _GROUP_CELLS // len(schema)))
 
 
 def _plain(column: "pa.Array") -> list[Any]:

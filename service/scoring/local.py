@@ -1,6 +1,7 @@
 """Rows answered by a predictor of this process; it does not know files."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _MOST_ROWS = 4096
 _MOST_BYTES = 1 << 26
 _BLOCK_S = 1.0
+_SHARED = 1e8  # operations of a pass from which on threads gain more than they lose to one another on a busy machine
 _OPERATIONS = 2e10  # each second, of a slow processor
 
 
@@ -48,10 +50,7 @@ class LocalEngine:
         version: int | None = None,
     ) -> None:
         self._rates = _rates(kept)
-        if kept:
-            torch.set_num_threads(kept["threads"])
         self._predictor, self._asked = predictor, parameters.asked()
-        self.kept: Mapping[str, Any] = {"rates": asdict(self._rates), "threads": torch.get_num_threads()}
         self.notes: Sequence[str] = ()
         own = {name: self._asked[name] for name in ("passes", "variant", "p", "sites", "tolerance")}
         self.described = Described(
@@ -65,12 +64,15 @@ class LocalEngine:
             predictor.passes_of(**own),
         )
         self.block_rows = _block_rows(predictor, self.described.passes or 1)
+        is_small = predictor.operations() * self.block_rows < _SHARED
+        self._threads = kept["threads"] if kept else 1 if is_small else torch.get_num_threads()
+        self.kept: Mapping[str, Any] = {"rates": asdict(self._rates), "threads": self._threads}
 
     def answers(self, blocks: Iterator[Block]) -> Iterator[Answers]:
         """Yield each block's answers."""
         name = self.described.inputs[0].name
         for block in blocks:
-            with assumed(self._rates):
+            with assumed(self._rates), _threads(self._threads):
                 prediction = self._predictor.predict({name: block.rows}, row_offset=block.first_row, **self._asked)
             self.notes = prediction.notes
             yield {
@@ -85,6 +87,17 @@ def _block_rows(predictor: "Predictor", passes: int) -> int:
     in_memory = _MOST_BYTES / (8 * max(1, abs(prod(predictor.inputs[0].shape))))
     fit = min(_MOST_ROWS, int(max(1.0, min(in_time, in_memory))))
     return 1 << (fit.bit_length() - 1)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch compute on a number of threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _rates(kept: Mapping[str, Any]) -> Rates:

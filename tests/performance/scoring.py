@@ -45,6 +45,7 @@ class Run:
             self.name,
             f"{self.rows}",
             f"{self.seconds:.1f}",
+            f"{self.cpu_s:.1f}",
             f"{self.rows / self.seconds:.0f}",
             f"{self.peak_mb:.0f}",
         ]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from service import Predictor
 from service.graph.rates import Rates, assumed, measured
 from service.scoring import Parameters, score_table
+from service.scoring.block import Block
 from service.scoring.local import LocalEngine, open_predictor
 
 
@@ -53,11 +55,13 @@ def test_a_run_that_goes_on_takes_the_threads_that_it_began_with(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = dict(LocalEngine(predictor, Parameters(), {}).kept)
-    taken: list[Any] = []
+    before, taken = torch.get_num_threads(), []  # type: ignore[var-annotated] # whole numbers
     monkeypatch.setattr(torch, "set_num_threads", taken.append)
-    LocalEngine(predictor, Parameters(), kept | {"threads": 7})
+    block = Block("row", None, np.zeros((2, 3), np.float32), 0)
+    [*LocalEngine(predictor, Parameters(passes=2), kept | {"threads": 7}).answers(iter([block]))]
 
-    assert taken == [7]
+    assert kept["threads"] == 1
+    assert taken == [7, before]
 
 
 def test_a_network_is_told_from_another_by_its_numbers_and_what_they_mean(predictor: Predictor) -> None:

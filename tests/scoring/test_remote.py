@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,11 +22,13 @@ import torch
 from fastapi import FastAPI
 from processes import until
 from served import listening
+from stamina.instrumentation import set_on_retry_hooks
 from torch import Tensor, nn
 
 from service import Predictor
 from service.api import create_app
 from service.api.keys import Keys, make_key
+from service.cli import main
 from service.client import Client
 from service.errors import (
     BadRequest,
@@ -366,6 +368,46 @@ def test_a_key_is_read_from_a_file_or_the_environment_and_shown_to_the_server(
     assert made not in repr(CallerSettings())
     monkeypatch.delenv("THINNET_API_KEY")
     assert CallerSettings().key() is None
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+    """Run `thinnet score` here and return its exit code."""
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["thinnet", "score", *map(str, arguments)])
+        with pytest.raises(SystemExit, match=r"^\d$") as caught:
+            main()
+        return int(str(caught.value.code))
+
+    yield run
+    set_on_retry_hooks(None)
+
+
+def test_the_command_shows_a_servers_key_and_says_that_it_waits(
+    command: Callable[..., int],
+    folder: Path,
+    people: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("service.client.carrier._FIRST_S", 0.01)
+    made, line = make_key("alice")
+    (tmp_path / "keys").write_text(line)
+    (tmp_path / "key").write_text(made)
+    asked = people, "--output", tmp_path / "out.csv", "--passes", 2
+    with listening(make_app(folder, Keys.read(tmp_path / "keys"))) as address:
+        assert command(*asked, "--url", address) == 1
+        assert "error: an API key is needed" in capsys.readouterr().err
+        assert command(*asked, "--url", address, "--api-key-file", tmp_path / "key") == 0
+        assert capsys.readouterr().out.startswith("700 rows in ")
+    assert command(*asked, "--url", address) == 1
+    waiting, error = capsys.readouterr().err.splitlines()
+    assert waiting.startswith(f"waiting: {address}/v2/models cannot be reached")
+    assert error.startswith(f"error: {address}/v2/models cannot be reached")
+    assert command(*asked, "--url", address, "--quiet") == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -223,3 +223,11 @@ def wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
         assert process.poll() is None, "it ended early"
         assert time.monotonic() < until, f"{path} does not appear"
         time.sleep(0.002)
+
+
+def test_wide_answers_make_parts_of_fewer_rows(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answering, "PART_ROWS", 10**6)
+    monkeypatch.setattr(answering, "PART_BYTES", 1)
+    stop(rows, blocks=3)
+
+    assert score(rows).found_done == 30
