@@ -73,7 +73,9 @@ def serve(
     workers: Annotated[int | None, typer.Option(help="Processes that serve; 1 if left out.")] = None,
     engine: Annotated[str | None, typer.Option(help="'local', or 'ray': replicas in Ray Serve.")] = None,
     min_replicas: Annotated[int | None, typer.Option(help="Fewest replicas in Ray; 1 if left out.")] = None,
-    max_replicas: Annotated[int | None, typer.Option(help="Most replicas in Ray; 1 if left out.")] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(help="Most replicas in Ray; as many as the fewest if left out.")
+    ] = None,
     keys_file: Annotated[Path | None, typer.Option(help="File of API keys, as `thinnet key` prints them.")] = None,
     allow_anonymous: Annotated[
         bool | None, typer.Option("--allow-anonymous", help="Serve a public address without keys.")

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +20,15 @@ from service.threads import usable_cpus
 
 ADDRESS = "RAY_ADDRESS"
 _MIB = 1 << 20
+_REACH_S = 5.0
+_CURE = f"check the address, or leave {ADDRESS} out for one that starts here"
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_COLOR_PREFIX": "0"}
 _OWN = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # the second: listen on the loopback only
 
 
 def is_own() -> bool:
     """Tell whether a Ray would be started here."""
-    return not os.environ.get(ADDRESS)
+    return os.environ.get(ADDRESS, "local") in ("", "local")
 
 
 def need_ray() -> None:
@@ -52,6 +55,7 @@ def joined(cpus: float = 0, store_mib: int = 256) -> Iterator[bool]:
     """
     need_ray()
     if not is_own():
+        _check_reachable(os.environ[ADDRESS])
         with _connected():
             yield False
         return
@@ -59,6 +63,7 @@ def joined(cpus: float = 0, store_mib: int = 256) -> Iterator[bool]:
     scratch = Path(mkdtemp(prefix="thinnet-ray-"))
     try:
         with _connected(
+            address="local",
             num_cpus=max(usable_cpus(), int(-(-cpus // 1))),
             object_store_memory=store_mib * _MIB,
             include_dashboard=False,
@@ -69,15 +74,25 @@ def joined(cpus: float = 0, store_mib: int = 256) -> Iterator[bool]:
         rmtree(scratch, ignore_errors=True)
 
 
+def _check_reachable(address: str) -> None:
+    """Find out in seconds what Ray takes minutes for."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # such as auto
+    try:
+        socket.create_connection((host, int(port)), _REACH_S).close()
+    except OSError as error:
+        raise NotReady(f"the Ray at {ADDRESS}={address} does not answer: {error}; {_CURE}") from None
+
+
 @contextmanager
 def _connected(**options: object) -> Iterator[None]:
     ray = importlib.import_module("ray")
     try:
         ray.init(namespace="thinnet", logging_level="warning", **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = os.environ.get(ADDRESS)
-        at = f"the Ray at {ADDRESS}={where} does not answer" if where else "no Ray can be started here"
-        raise NotReady(f"{at}: {_first_line(error)}; check the address, or leave {ADDRESS} out") from None
+        at = "no Ray can be started here" if is_own() else f"the Ray at {ADDRESS}={os.environ[ADDRESS]} does not answer"
+        raise NotReady(f"{at}: {_first_line(error)}; {_CURE}") from None
     try:
         yield
     finally:
