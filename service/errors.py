@@ -7,7 +7,8 @@
     │   │   └── NoActiveSite              nothing would be random, so the variance would be a false 0
     │   ├── InvalidQuantity               a quantity that this output does not have
     │   ├── InvalidFactory                a `package.module:factory` that gives no network
-    │   └── InvalidWeights                a file that is not plain weights, or not this network's
+    │   ├── InvalidWeights                a file that is not plain weights, or not this network's
+    │   └── RunChanged                    a run to go on with is of other rows, another model or other parameters
     ├── Unauthorized                 401  no API key, or one that is not known
     ├── NotFound                     404
     │   ├── ModelNotFound
@@ -19,6 +20,7 @@
     ├── TooManyRequests              429  a key is past its share; `retry_after_s` says when to ask again
     │   └── Overloaded               429  the server is past its own; likewise
     ├── InvalidSettings              500  what the server was told cannot be, at its start
+    ├── NotWritten                   500  a result that cannot be written: no room, no permission, another run
     ├── RemoteFault                  502  another server that does not answer, or not as agreed
     ├── NotReady                     503
     │   └── Draining                      the server is about to end; likewise
@@ -77,6 +79,10 @@ class InvalidFactory(BadRequest):
 
 class InvalidWeights(BadRequest):
     """The file is not plain weights that can be read safely, or they are not this network's."""
+
+
+class RunChanged(BadRequest):
+    """A run that was begun had other rows, another model or other parameters."""
 
 
 class Unauthorized(ThinnetError):
@@ -144,6 +150,10 @@ class Overloaded(TooManyRequests):
 
 class InvalidSettings(ThinnetError):
     """What the server was told cannot be."""
+
+
+class NotWritten(ThinnetError):
+    """A result cannot be written: there is no room, no permission, or another run writes it."""
 
 
 class RemoteFault(ThinnetError):

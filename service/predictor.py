@@ -24,6 +24,7 @@ from service.graph.archive import load_program
 from service.graph.candidates import drop_entangled
 from service.graph.capture import Captured, Example, capture, from_program
 from service.graph.compiled import Compiled, couples_rows
+from service.graph.identity import fingerprint
 from service.graph.layout import note_layouts, with_rows
 from service.graph.precision import FLOAT32
 from service.graph.program import drop_traces, plain_outputs
@@ -245,6 +246,10 @@ class Predictor:
         """
         plan = make_plan(self.sites, variant or self.variant, p, sites)
         return choose_passes(plan, passes, self._own_passes, tolerance)
+
+    def fingerprint(self) -> str:
+        """Return a hash that changes where answers would: of the network, what its tensors mean, and its defaults."""
+        return fingerprint(self._captured.program, self.inputs, self.outputs, self.seed, self.variant, self._own_passes)
 
     def is_compiled(self, asked: Asked) -> bool:
         """Tell whether a question can be made without compiling its plan first.

@@ -1,39 +1,104 @@
-"""Score a table with a predictor of this process; it does not know files."""
+"""Rows answered by a predictor of this process; it does not know files."""
 
-import secrets
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
+import torch
 
-from service.scoring.table import BLOCK_ROWS, ScoreBlock, Summary, score_table
+from service.graph.rates import Rates, assume, measured
+from service.repository import Repository
+from service.scoring.block import Block
+from service.scoring.engine import Answers, Described, OpenEngine, Parameters
+from service.scoring.table import Summary, score_table
 
 if TYPE_CHECKING:
-    from service.plan import Override
     from service.predictor import Predictor
 
-Seed = int | None | Literal["default"]
+BLOCK_ROWS = 4096
 
 
-def score_locally(
-    predictor: "Predictor",
-    source: Path,
-    target: Path,
-    *,
-    passes: int | None = None,
-    variant: str | None = None,
-    p: float | None = None,
-    sites: Mapping[str, "Override"] | None = None,
-    seed: Seed = "default",
-    scope: str = "pass",
-    estimator: str = "sampled",
-    tolerance: float | None = None,
-    precision: str = "float32",
-    quantities: Sequence[str] | None = None,
-) -> Summary:
-    """Score a CSV file; each row's answer is what one `predict` call with all rows would give.
+class LocalEngine:
+    """A predictor that answers a block at a time.
+
+    The last bits of an answer depend on how many passes run together and on how many threads, so a run that goes on
+    takes the machine's rates and the threads that it began with.
+
+    Args:
+        predictor: What answers.
+        parameters: What every row is asked.
+        kept: What the run was begun with, or nothing.
+        model: The model's name.
+        version: Its version; None where it comes from no folder.
+    """
+
+    name = "local"
+
+    def __init__(
+        self,
+        predictor: "Predictor",
+        parameters: Parameters,
+        kept: Mapping[str, Any],
+        model: str = "model",
+        version: int | None = None,
+    ) -> None:
+        if kept:
+            assume(Rates(**kept["rates"]))
+            torch.set_num_threads(kept["threads"])
+        self._predictor, self._asked = predictor, parameters.asked()
+        self.kept: Mapping[str, Any] = {"rates": asdict(measured()), "threads": torch.get_num_threads()}
+        self.block_rows = BLOCK_ROWS
+        self.notes: Sequence[str] = ()
+        own = {name: self._asked[name] for name in ("passes", "variant", "p", "sites", "tolerance")}
+        self.described = Described(
+            model,
+            version,
+            predictor.fingerprint(),
+            predictor.inputs,
+            predictor.outputs,
+            predictor.couples_rows,
+            predictor.seed if parameters.seed == "default" else parameters.seed,
+            predictor.passes_of(**own),
+        )
+
+    def answers(self, blocks: Iterator[Block]) -> Iterator[Answers]:
+        """Yield each block's answers."""
+        name = self.described.inputs[0].name
+        for block in blocks:
+            prediction = self._predictor.predict({name: block.rows}, row_offset=block.first_row, **self._asked)
+            self.notes = prediction.notes
+            yield {
+                output: {quantity: values.numpy() for quantity, values in found.items()}
+                for output, found in prediction.outputs.items()
+            }
+
+
+def open_predictor(predictor: "Predictor") -> OpenEngine:
+    """Return what opens an engine of a predictor that is at hand."""
+    return lambda parameters, kept: LocalEngine(predictor, parameters, kept)
+
+
+def open_folder(folder: Path, device: str = "cpu") -> OpenEngine:
+    """Return what loads a model folder, or the only one of a folder of them, as an engine.
+
+    Raises, once it is opened:
+        InvalidModelFolder, ModelNotFound, VersionNotFound, NotReady: As `Repository` does.
+    """
+
+    def open_engine(parameters: Parameters, kept: Mapping[str, Any]) -> LocalEngine:
+        if kept:
+            assume(Rates(**kept["rates"]))  # before the first plan is compiled by them
+        repository = Repository(folder, device)
+        name = repository.sole_name()
+        predictor = repository.predictor(name, parameters.version)
+        return LocalEngine(predictor, parameters, kept, name, repository.card(name, parameters.version).version)
+
+    return open_engine
+
+
+def score_locally(predictor: "Predictor", source: Path, target: Path, **asked: Any) -> Summary:
+    """Score a table with a predictor at hand; each row's answer is what one `predict` call with all rows would give.
 
     A network that couples its rows gets all of them at once.
 
@@ -41,34 +106,10 @@ def score_locally(
         predictor: What answers.
         source: The rows, as `score_table` reads them.
         target: Where the result goes.
-        passes: As in `Predictor.predict`, like all that follow.
-        variant: The whole plan's variant.
-        p: The whole plan's drop rate.
-        sites: Overrides by site.
-        seed: The noise's seed, one for the whole file; None draws a fresh one.
-        scope: `pass` or `row`.
-        estimator: `sampled` or `integrated`.
-        tolerance: The relative error of a row's variances at which its passes end.
-        precision: What products run in.
-        quantities: What to compute besides the task's defaults.
+        asked: Any of `Parameters`.
 
     Raises:
-        InvalidInput: With line and column, or what is wrong with the files.
+        InvalidInput: With row and column, or what is wrong with the files.
         BadRequest: What is asked for does not fit the model.
     """
-    asked: dict[str, Any] = {"passes": passes, "variant": variant, "p": p, "sites": sites, "scope": scope}
-    asked |= {"estimator": estimator, "tolerance": tolerance, "precision": precision, "quantities": quantities}
-    asked["seed"] = secrets.randbits(53) if seed is None else seed
-    block_rows = sys.maxsize if predictor.couples_rows else BLOCK_ROWS
-    return score_table(source, target, _scorer(predictor, asked), predictor.inputs, predictor.outputs, block_rows)
-
-
-def _scorer(predictor: "Predictor", asked: Mapping[str, Any]) -> ScoreBlock:
-    def score(rows: NDArray[Any], first_row: int) -> dict[str, dict[str, NDArray[Any]]]:
-        prediction = predictor.predict({predictor.inputs[0].name: rows}, row_offset=first_row, **asked)
-        return {
-            output: {name: values.numpy() for name, values in quantities.items()}
-            for output, quantities in prediction.outputs.items()
-        }
-
-    return score
+    return score_table(source, target, open_predictor(predictor), Parameters(**asked))

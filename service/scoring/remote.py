@@ -4,12 +4,10 @@ The version that the server has at the start answers every block.
 """
 
 import json
-import secrets
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
@@ -18,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import BadRequest, ModelNotFound, NotFound, NotReady, RemoteFault, ThinnetError, TooLarge
-from service.scoring.table import BLOCK_ROWS, ScoreBlock, Summary, score_table
+from service.scoring.block import Block
+from service.scoring.engine import Answers, Described, OpenEngine, Parameters
+from service.scoring.table import Summary, score_table
 from service.signature import Input, Output
 
 TIMEOUT_S = 60.0
-Seed = int | None | Literal["default"]
+BLOCK_ROWS = 256
 _FAULTS: Mapping[int, type[ThinnetError]] = {400: BadRequest, 404: NotFound, 413: TooLarge, 503: NotReady}
 _NO_QUANTITIES = {"model", "version", "passes", "seed", "scope", "estimator", "noise", "notes"}
 _NOT_FLOATS = ("label", "passes_used")
@@ -30,61 +30,61 @@ _DTYPES = {"BOOL": "bool", "BF16": "bfloat16", "FP16": "float16", "FP32": "float
 
 
 def score_remotely(
-    url: str,
-    source: Path,
-    target: Path,
-    *,
-    model: str | None = None,
-    version: int | str | None = None,
-    passes: int | None = None,
-    variant: str | None = None,
-    p: float | None = None,
-    sites: Mapping[str, Any] | None = None,
-    seed: Seed = "default",
-    scope: str = "pass",
-    estimator: str = "sampled",
-    tolerance: float | None = None,
-    precision: str = "float32",
-    quantities: Sequence[str] | None = None,
-    timeout_s: float = TIMEOUT_S,
+    url: str, source: Path, target: Path, *, model: str | None = None, timeout_s: float = TIMEOUT_S, **asked: Any
 ) -> Summary:
-    """Score a CSV file at a server; the answers are those that `score_locally` gives with the same model.
+    """Score a table at a server; the answers are those that `score_locally` gives with the same model.
 
     Args:
         url: The server's address, such as `http://localhost:8000`.
         source: The rows, as `score_table` reads them.
         target: Where the result goes.
         model: The model's name; may be left out where the server has one model.
-        version: Its version; None takes the highest.
-        passes: As in `Predictor.predict`, like all that follow.
-        variant: The whole plan's variant.
-        p: The whole plan's drop rate.
-        sites: Overrides by site.
-        seed: The noise's seed, one for the whole file; None draws a fresh one.
-        scope: `pass` or `row`.
-        estimator: `sampled` or `integrated`.
-        tolerance: The relative error of a row's variances at which its passes end.
-        precision: What products run in.
-        quantities: What to compute besides the task's defaults.
         timeout_s: How long a block may take.
+        asked: Any of `Parameters`.
 
     Raises:
-        InvalidInput: With line and column, or what is wrong with the files.
+        InvalidInput: With row and column, or what is wrong with the files.
         BadRequest, NotFound, TooLarge, NotReady: What the server refused.
         RemoteFault: It cannot be reached, or its answer is not as agreed.
     """
-    server = _Server(url, timeout_s)
-    name = model or server.sole_model()
-    told = server.describe(name, version)
-    asked = {"passes": passes, "variant": variant, "p": p, "sites": sites, "quantities": quantities}
-    asked["tolerance"] = tolerance
-    body = {key: value for key, value in asked.items() if value is not None}
-    body |= {"model": name, "scope": scope, "estimator": estimator, "precision": precision}
-    body["version"] = version if version is not None else told.version
-    if seed != "default":
-        body["seed"] = secrets.randbits(53) if seed is None else seed
-    block_rows = sys.maxsize if told.couples_rows else BLOCK_ROWS
-    return score_table(source, target, _scorer(server, told, body), told.inputs, told.outputs, block_rows)
+    return score_table(source, target, open_server(url, model, timeout_s), Parameters(**asked))
+
+
+def open_server(url: str, model: str | None = None, timeout_s: float = TIMEOUT_S) -> OpenEngine:
+    """Return what asks a server as an engine."""
+
+    def open_engine(parameters: Parameters, kept: Mapping[str, Any]) -> "RemoteEngine":
+        return RemoteEngine(_Server(url, timeout_s), model, parameters)
+
+    return open_engine
+
+
+class RemoteEngine:
+    """A server that answers a block at a time."""
+
+    name = "url"
+    notes: Sequence[str] = ()
+    block_rows = BLOCK_ROWS
+
+    def __init__(self, server: "_Server", model: str | None, parameters: Parameters) -> None:
+        name = model or server.sole_model()
+        told, version = server.describe(name, parameters.version), parameters.version
+        asked = {key: value for key, value in parameters.asked().items() if value is not None and key != "seed"}
+        self._server, self._told = server, told
+        self._body = asked | {"model": name, "version": version if version is not None else told.version}
+        if parameters.seed != "default":
+            self._body["seed"] = parameters.seed
+        self.kept: Mapping[str, Any] = {}
+        fingerprint = repr((told.inputs, told.outputs))
+        self.described = Described(
+            name, self._body["version"], fingerprint, told.inputs, told.outputs, told.couples_rows
+        )
+
+    def answers(self, blocks: Iterator[Block]) -> Iterator[Answers]:
+        """Yield each block's answers."""
+        score = _scorer(self._server, self._told, self._body)
+        for block in blocks:
+            yield score(block.rows, block.first_row)
 
 
 class _Server:
@@ -164,7 +164,7 @@ def _input(one: Mapping[str, Any]) -> Input:
     return Input(one["name"], _DTYPES.get(datatype, datatype.lower()), shape, tuple(one.get("features") or ()))
 
 
-def _scorer(server: _Server, told: _Told, body: Mapping[str, Any]) -> ScoreBlock:
+def _scorer(server: _Server, told: _Told, body: Mapping[str, Any]) -> Callable[[NDArray[Any], int], Answers]:
     def score(rows: NDArray[Any], first_row: int) -> dict[str, dict[str, NDArray[Any]]]:
         answer = server.predict({**body, "inputs": rows.tolist(), "row_offset": first_row})
         try:

@@ -1,0 +1,128 @@
+"""Parquet and Arrow files, one or a folder of them, read in blocks; it does not know what the columns are for."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.errors import InvalidInput
+from service.scoring.arrow_rows import ColumnReader, regrouped
+from service.scoring.block import Block
+from service.signature import Input
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BUFFER_BYTES = 1 << 20
+_BATCH_ROWS = 1 << 14
+_PARQUET = (".parquet", ".pq")
+
+
+class ArrowSource:
+    """A table in one file or several, which follow one another in the order of their names.
+
+    Args:
+        place: The file or the folder.
+        files: The files.
+        spec: What the model takes.
+
+    Raises:
+        InvalidInput: One is damaged or empty, or has other columns than the first.
+    """
+
+    def __init__(self, place: Path, files: tuple[Path, ...], spec: Input) -> None:
+        self.place, self.files = place, files
+        schemas, counts = zip(*(_described(file) for file in files), strict=True)
+        readers = [ColumnReader(str(file), schema, spec) for file, schema in zip(files, schemas, strict=True)]
+        self._reader = readers[0]
+        for file, schema in zip(files, schemas, strict=True):
+            for name in self._reader.columns:
+                if name not in schema.names or schema.field(name).type != schemas[0].field(name).type:
+                    raise InvalidInput(
+                        f"{file}: column {name!r} is not as in {files[0].name} ({schemas[0].field(name).type}); "
+                        "write all files alike"
+                    )
+        self._starts = [0, *accumulate(counts)]
+        if not self._starts[-1]:
+            raise InvalidInput(f"{place} has no rows; give one row at least")
+
+    def count(self) -> int | None:
+        """Return how many rows there are."""
+        return int(self._starts[-1])
+
+    def blocks(self, block_rows: int, first_row: int = 0) -> Iterator[Block]:
+        """Yield the rows in blocks."""
+        begin = max(0, bisect_right(self._starts, first_row) - 1)
+        skip = first_row - self._starts[begin] if begin < len(self.files) else 0
+        for table in regrouped(self._batches(begin), block_rows, skip):
+            yield self._reader.block(table, first_row, self._where)
+            first_row += table.num_rows
+
+    def _batches(self, begin: int) -> Iterator["pa.RecordBatch"]:
+        for file in self.files[begin:]:
+            with _readable(file):
+                read = _parquet_batches if _is_parquet(file) else _arrow_batches
+                yield from read(file, self._reader.columns)
+
+    def _where(self, row: int) -> str:
+        if len(self.files) == 1:
+            return f"{self.place}, row {row}"
+        at = bisect_right(self._starts, row) - 1
+        return f"{self.files[at]}, row {row - self._starts[at]} (row {row} of all)"
+
+
+def _is_parquet(file: Path) -> bool:
+    return file.suffix.lower() in _PARQUET
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    kind = "Parquet" if _is_parquet(file) else "Arrow"
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise InvalidInput(f"{file} cannot be read as {kind}: {told}; write it anew, or name it what it is") from error
+
+
+def _described(file: Path) -> tuple["pa.Schema", int]:
+    """Return a file's columns and how many rows it has."""
+    import pyarrow.parquet as pq
+
+    with _readable(file):
+        if _is_parquet(file):
+            with pq.ParquetFile(file) as parquet:
+                return parquet.schema_arrow, parquet.metadata.num_rows
+        schema, rows = None, 0
+        for batch in _arrow_batches(file, None):
+            schema, rows = batch.schema, rows + batch.num_rows
+    if schema is None:
+        raise InvalidInput(f"{file} has no rows; give one row at least")
+    return schema, rows
+
+
+def _parquet_batches(file: Path, columns: list[str]) -> Iterator["pa.RecordBatch"]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False) as parquet:
+        for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
+            yield batch.select(columns)
+
+
+def _arrow_batches(file: Path, columns: list[str] | None) -> Iterator["pa.RecordBatch"]:
+    """Yield the batches of an Arrow file, or of a stream that was saved as one."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(file)) as content:
+        try:
+            reader = pa.ipc.open_file(content)
+            batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+        except pa.ArrowInvalid:
+            content.seek(0)
+            batches = iter(pa.ipc.open_stream(content))
+        for batch in batches:
+            yield batch if columns is None else batch.select(columns)

@@ -1,0 +1,119 @@
+"""`thinnet score`: it parses, picks an engine, shows how it goes, and says what was done."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from service import options
+from service.errors import BadRequest
+from service.scoring.engine import OpenEngine, Parameters
+from service.scoring.progress import SILENT, Bar, Lines, Watch
+from service.scoring.table import OnError, Summary, score_table
+from service.scoring.work_folder import place_of
+
+LEFT_OUT = 3
+INTERRUPTED = 130
+ENGINES = ("local",)
+
+
+def score(
+    source: Annotated[
+        Path, typer.Argument(help="CSV, Parquet, JSON Lines, Arrow, NumPy; a folder of Parquet or images.")
+    ],
+    output: Annotated[Path, typer.Option(help="Where the result goes, in the format that its name ends in.")],
+    model: Annotated[str, typer.Option(help="The model's folder; with --url its name.")] = "",
+    engine: Annotated[str, typer.Option(help="What answers: local, in this process.")] = "local",
+    url: Annotated[str | None, typer.Option(help="A server that answers, instead of an engine.")] = None,
+    version: options.Version = None,
+    passes: options.Passes = None,
+    variant: options.VariantName = None,
+    p: options.Rate = None,
+    seed: options.Seed = None,
+    scope: options.Scope = "pass",
+    estimator: options.Estimator = "sampled",
+    tolerance: options.Tolerance = None,
+    precision: options.Precision = "float32",
+    quantity: options.Quantities = None,
+    device: options.Device = "cpu",
+    on_error: Annotated[
+        str, typer.Option(help="A bad row: 'fail' ends, 'skip' leaves it out, 'record' tells of it in a file besides.")
+    ] = "fail",
+    threshold: Annotated[
+        float | None, typer.Option(help="Count rows of more entropy (classes) or deviation / mean than this.")
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", "--no-resume", help="Start anew instead of going on where a run stopped.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what goes wrong.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, on standard output.")] = False,
+) -> None:
+    """Score a table of any size: one row of mean, variance and quantities for each row, whole or not at all.
+
+    The same command goes on where an earlier one stopped, whatever stopped it.
+
+    Exit codes: 0 every row is scored; 1 refused, or it cannot go on; 2 options that cannot be read; 3 scored, and some
+    rows were left out (--on-error skip, record); 130 interrupted, and what is done is kept.
+    """
+    asked = options.asked(passes, variant, p, seed, scope, estimator, tolerance, precision, quantity)
+    open_engine = _engine(engine, url, model, device)
+    watch = SILENT if quiet else _watch(threshold)
+    try:
+        summary = score_table(
+            source,
+            output,
+            open_engine,
+            Parameters(version=version, **asked),
+            on_error=cast(OnError, on_error),
+            restart=restart,
+            threshold=threshold,
+            watch=watch,
+        )
+    except KeyboardInterrupt:
+        is_kept = place_of(output).exists()
+        told = "what is done is kept, and the same command goes on" if is_kept else "nothing was done yet"
+        print(f"interrupted: {told}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    _tell(summary, threshold, quiet, json)
+    raise typer.Exit(LEFT_OUT if summary.left_out else 0)
+
+
+def _engine(engine: str, url: str | None, model: str, device: str) -> OpenEngine:
+    if url is not None:
+        from service.scoring.remote import open_server
+
+        return open_server(url, model or None)
+    if engine not in ENGINES:
+        raise BadRequest(f"there is no engine {engine!r}; give one of {', '.join(ENGINES)}, or --url")
+    from service.scoring.local import open_folder
+
+    return open_folder(Path(model or "models"), device)
+
+
+def _watch(threshold: float | None) -> Watch:
+    return Bar(threshold) if sys.stderr.isatty() else Lines(threshold)
+
+
+def _tell(summary: Summary, threshold: float | None, quiet: bool, json: bool) -> None:
+    if json:
+        import orjson
+
+        print(orjson.dumps(asdict(summary)).decode())
+    elif not quiet:
+        print("\n".join(_lines(summary, threshold)))
+
+
+def _lines(summary: Summary, threshold: float | None) -> list[str]:
+    lines = [f"{summary.rows} rows in {summary.seconds:.1f} s: {summary.output}"]
+    if summary.found_done:
+        lines.append(f"the first {summary.found_done} rows were done by an earlier run")
+    if summary.left_out:
+        place = f", told in {summary.errors}" if summary.errors else ""
+        lines.append(f"{summary.left_out} rows at fault were left out{place}")
+    if summary.above is not None and summary.rows:
+        lines.append(f"{summary.above} rows ({summary.above / summary.rows:.1%}) are more uncertain than {threshold:g}")
+    if summary.unfinite:
+        lines.append(f"{summary.unfinite} rows have a mean or variance that is no finite number: check their inputs")
+    return lines + [f"note: {note}" for note in summary.notes]

@@ -1,0 +1,86 @@
+"""A CSV file at full speed, as long as nothing in it is wrong; from the first doubt on, `csv_rows` reads it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.errors import InvalidInput
+from service.scoring.arrow_rows import ColumnReader, regrouped
+from service.scoring.block import Block
+from service.scoring.csv_rows import read_blocks, read_header
+from service.scoring.limits import Limits
+from service.signature import Input
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_CHUNK_BYTES = 1 << 20
+_COUNTED_BYTES = 1 << 22
+
+
+class CsvSource:
+    """A CSV file.
+
+    Args:
+        place: The file.
+        spec: An input whose rows have one axis.
+
+    Raises:
+        InvalidInput: Its header is not as it should be, or nothing stands below it.
+    """
+
+    def __init__(self, place: Path, spec: Input) -> None:
+        if len(spec.shape) != 1:
+            raise InvalidInput(
+                f"{place}: a CSV file has rows and features, and the model takes "
+                f"{spec.name} [rows, {', '.join(map(str, spec.shape))}]; give a .npy, .jsonl or .parquet file"
+            )
+        self.place = place
+        self.files: tuple[Path, ...] = (place,)
+        self._spec, self._limits = spec, Limits.of(spec.dtype)
+        self._header, self._header_lines = read_header(place, spec)
+
+    def count(self) -> int | None:
+        """Return how many rows there are, about: its lines but the header's, where it is not compressed."""
+        if self.place.suffix == ".gz":
+            return None
+        with self.place.open("rb") as file:
+            return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_COUNTED_BYTES), b"")) - 1
+
+    def blocks(self, block_rows: int, first_row: int = 0) -> Iterator[Block]:
+        """Yield the rows in blocks."""
+        import pyarrow as pa
+
+        try:
+            reader = ColumnReader(str(self.place), self._schema(), self._spec)
+            for table in regrouped(self._batches(), block_rows, first_row):
+                block = reader.block(table, first_row, str)
+                if block.faults:
+                    break
+                yield block
+                first_row += len(block)
+        except (pa.ArrowException, OSError, UnicodeDecodeError):
+            pass  # what is wrong, if anything is, will be told exactly
+        yield from read_blocks(self.place, self._spec, block_rows, first_row)
+
+    def _schema(self) -> "pa.Schema":
+        import pyarrow as pa
+
+        number = pa.int64() if self._limits.is_whole else pa.float64()
+        fields = [(name, pa.string() if at == self._header.identity else number) for at, name in self._named()]
+        return pa.schema(fields)
+
+    def _named(self) -> list[tuple[int, str]]:
+        return [*enumerate(self._header.names)]
+
+    def _batches(self) -> Iterator["pa.RecordBatch"]:
+        from pyarrow import csv
+
+        read = csv.ReadOptions(
+            block_size=_CHUNK_BYTES, skip_rows=self._header_lines, column_names=list(self._header.names)
+        )
+        parse = csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False)
+        types = {field.name: field.type for field in self._schema()}
+        convert = csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=False)
+        with csv.open_csv(self.place, read, parse, convert) as reader:
+            yield from reader
