@@ -11,7 +11,7 @@ import typer
 
 from service import __version__, options
 from service.errors import ThinnetError
-from service.scoring.command import score
+from service.score_command import score
 from service.settings import Settings
 
 app = typer.Typer(

@@ -23,6 +23,8 @@ class NumpySource:
         InvalidInput: It is no such file, or an array of another shape.
     """
 
+    is_seekable = True
+
     def __init__(self, place: Path, spec: Input) -> None:
         self.place = place
         self.files: tuple[Path, ...] = (place,)

@@ -1,6 +1,8 @@
 """`thinnet score`: it parses, picks an engine, shows how it goes, and says what was done."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, cast
@@ -11,12 +13,13 @@ from service import options
 from service.errors import BadRequest
 from service.scoring.engine import OpenEngine, Parameters
 from service.scoring.progress import SILENT, Bar, Lines, Watch
+from service.scoring.source import OpenTable, open_source
 from service.scoring.table import OnError, Summary, score_table
 from service.scoring.work_folder import place_of
 
 LEFT_OUT = 3
 INTERRUPTED = 130
-ENGINES = ("local",)
+ENGINES = ("local", "ray")
 
 
 def score(
@@ -25,7 +28,7 @@ def score(
     ],
     output: Annotated[Path, typer.Option(help="Where the result goes, in the format that its name ends in.")],
     model: Annotated[str, typer.Option(help="The model's folder; with --url its name.")] = "",
-    engine: Annotated[str, typer.Option(help="What answers: local, in this process.")] = "local",
+    engine: Annotated[str, typer.Option(help="What answers: 'local', this process, or 'ray'.")] = "local",
     url: Annotated[str | None, typer.Option(help="A server that answers, instead of an engine.")] = None,
     version: options.Version = None,
     passes: options.Passes = None,
@@ -58,19 +61,20 @@ def score(
     rows were left out (--on-error skip, record); 130 interrupted, and what is done is kept.
     """
     asked = options.asked(passes, variant, p, seed, scope, estimator, tolerance, precision, quantity)
-    open_engine = _engine(engine, url, model, device)
     watch = SILENT if quiet else _watch(threshold)
     try:
-        summary = score_table(
-            source,
-            output,
-            open_engine,
-            Parameters(version=version, **asked),
-            on_error=cast(OnError, on_error),
-            restart=restart,
-            threshold=threshold,
-            watch=watch,
-        )
+        with _engine(engine, url, model, device) as (open_engine, open_table):
+            summary = score_table(
+                source,
+                output,
+                open_engine,
+                Parameters(version=version, **asked),
+                on_error=cast(OnError, on_error),
+                restart=restart,
+                threshold=threshold,
+                watch=watch,
+                open_table=open_table,
+            )
     except KeyboardInterrupt:
         is_kept = place_of(output).exists()
         told = "what is done is kept, and the same command goes on" if is_kept else "nothing was done yet"
@@ -80,16 +84,25 @@ def score(
     raise typer.Exit(LEFT_OUT if summary.left_out else 0)
 
 
-def _engine(engine: str, url: str | None, model: str, device: str) -> OpenEngine:
+@contextmanager
+def _engine(engine: str, url: str | None, model: str, device: str) -> Iterator[tuple[OpenEngine, OpenTable]]:
+    """Give what opens the engine, and what opens the table for it."""
+    folder = Path(model or "models")
     if url is not None:
         from service.scoring.remote import open_server
 
-        return open_server(url, model or None)
-    if engine not in ENGINES:
-        raise BadRequest(f"there is no engine {engine!r}; give one of {', '.join(ENGINES)}, or --url")
-    from service.scoring.local import open_folder
+        yield open_server(url, model or None), open_source
+    elif engine == "ray":
+        from service.cluster.scoring import ray_run
 
-    return open_folder(Path(model or "models"), device)
+        with ray_run(folder, device) as run:
+            yield run.open_engine, run.open_table
+    elif engine == "local":
+        from service.scoring.local import open_folder
+
+        yield open_folder(folder, device), open_source
+    else:
+        raise BadRequest(f"there is no engine {engine!r}; give one of {', '.join(ENGINES)}, or --url")
 
 
 def _watch(threshold: float | None) -> Watch:
