@@ -124,21 +124,21 @@ class RayRun:
 
         from service.cluster.blocks import Blocks
 
-        parcel, *rest = self._scorer
+        _settle()
         gpus = 0 if self._device == "cpu" else 1
         there = ray.cluster_resources()  # type: ignore[no-untyped-call] # it ships without types
         most = max(1, int(there.get("GPU", 1) if gpus else there.get("CPU", 1) // self._threads))
         found: Dataset = ray.data.read_datasource(
             Blocks(readings),
             num_cpus=0,  # the actors may have them all, and they wait for it
-            concurrency=_READERS,
+            concurrency=min(_READERS, len(readings)),
             override_num_blocks=len(readings),
         ).map_batches(
             Scorer,
             batch_size=None,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(min_size=most if is_own() else 1, max_size=most),
-            fn_constructor_args=(ray.put(parcel), *rest),
+            compute=ActorPoolStrategy(min_size=1, max_size=most, initial_size=most if is_own() else 1),
+            fn_constructor_args=self._scorer,
             num_cpus=self._threads,
             num_gpus=gpus,
             runtime_env={"env_vars": {**numeric_environment(), "OMP_NUM_THREADS": str(self._threads)}},
@@ -154,11 +154,15 @@ def ray_run(folder: Path, device: str = "cpu", threads: int = 1) -> Iterator[Ray
         NotReady: Ray is not installed, or does not answer.
     """
     with joined(store_mib=_STORE_MIB):
-        from ray.data import DataContext
-
-        context = DataContext.get_current()
-        context.execution_options.preserve_order = True
-        context.enable_progress_bars = context.print_on_execution_start = False
-        context.target_max_block_size = _SENT_BYTES
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
         yield RayRun(folder, device, threads)
+
+
+def _settle() -> None:
+    """Tell Ray Data what every run needs: order above all."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.target_max_block_size = _SENT_BYTES
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

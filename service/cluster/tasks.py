@@ -23,7 +23,6 @@ from service.signature import Input
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from ray import ObjectRef
 
 _ITEM = "item"
 
@@ -79,15 +78,11 @@ class Scorer:
         kept: How it computes, as `LocalEngine` has it.
     """
 
-    def __init__(
-        self, parcel: "ObjectRef[Parcel]", device: str, parameters: Parameters, kept: Mapping[str, Any]
-    ) -> None:
-        import ray
-
+    def __init__(self, parcel: Parcel, device: str, parameters: Parameters, kept: Mapping[str, Any]) -> None:
         from service.scoring.local import open_folder
 
         with TemporaryDirectory() as scratch:
-            folder = unpacked(ray.get(parcel), Path(scratch))
+            folder = unpacked(parcel, Path(scratch))
             self._engine = open_folder(folder, device)(parameters, kept)
 
     def __call__(self, items: "pa.Table") -> "pa.Table":
