@@ -37,7 +37,7 @@ def run(settings: Settings) -> int:
 
     _check(settings)
     log.configure(settings)
-    if is_own():
+    if is_own() or not settings.port:
         settings = _with_port(settings)
     counts = os.environ.pop(METRICS, None)  # the replicas', and not of every process that Ray starts
     heard = Heard()

@@ -15,7 +15,7 @@ def ray_address() -> Iterator[str]:
     """The address of a Ray of this process, with room for everything."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(ADDRESS, raising=False)
-        with joined(cpus=4, store_mib=128):
+        with joined(cpus=2, store_mib=128):
             import ray
 
             yield ray.get_runtime_context().gcs_address
