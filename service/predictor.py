@@ -26,6 +26,7 @@ from service.graph.capture import Captured, Example, capture, from_program
 from service.graph.compiled import Compiled, couples_rows
 from service.graph.identity import fingerprint
 from service.graph.layout import note_layouts, with_rows
+from service.graph.operations import operations_per_row
 from service.graph.precision import FLOAT32
 from service.graph.program import drop_traces, plain_outputs
 from service.graph.signature import described_inputs, described_outputs
@@ -250,6 +251,10 @@ class Predictor:
     def fingerprint(self) -> str:
         """Return a hash that changes where answers would: of the network, what its tensors mean, and its defaults."""
         return fingerprint(self._captured.program, self.inputs, self.outputs, self.seed, self.variant, self._own_passes)
+
+    def operations(self) -> float:
+        """Return the operations of a pass, for each row, as far as they are matrix products or convolutions."""
+        return operations_per_row(self._captured.program.graph, self._captured.example)
 
     def is_compiled(self, asked: Asked) -> bool:
         """Tell whether a question can be made without compiling its plan first.

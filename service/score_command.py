@@ -10,7 +10,7 @@ from typing import Annotated, cast
 import typer
 
 from service import options
-from service.errors import BadRequest
+from service.errors import BadRequest, ThinnetError
 from service.scoring.engine import OpenEngine, Parameters
 from service.scoring.progress import SILENT, Bar, Lines, Watch
 from service.scoring.source import OpenTable, open_source
@@ -76,12 +76,18 @@ def score(
                 open_table=open_table,
             )
     except KeyboardInterrupt:
-        is_kept = place_of(output).exists()
-        told = "what is done is kept, and the same command goes on" if is_kept else "nothing was done yet"
-        print(f"interrupted: {told}", file=sys.stderr)
+        print(f"interrupted: {_kept(output) or 'nothing was done yet'}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
+    except ThinnetError as error:
+        print(f"error: {error}", *filter(None, [_kept(output)]), sep="\nnote: ", file=sys.stderr)
+        raise typer.Exit(1) from None
     _tell(summary, threshold, quiet, json)
     raise typer.Exit(LEFT_OUT if summary.left_out else 0)
+
+
+def _kept(output: Path) -> str:
+    is_kept = place_of(output).exists()
+    return "what is done is kept: the same command goes on, --restart throws it away" if is_kept else ""
 
 
 @contextmanager
@@ -98,6 +104,9 @@ def _engine(engine: str, url: str | None, model: str, device: str) -> Iterator[t
         with ray_run(folder, device) as run:
             yield run.open_engine, run.open_table
     elif engine == "local":
+        from service.threads import prepare_environment
+
+        prepare_environment()  # before torch is imported
         from service.scoring.local import open_folder
 
         yield open_folder(folder, device), open_source
@@ -119,14 +128,19 @@ def _tell(summary: Summary, threshold: float | None, quiet: bool, json: bool) ->
 
 
 def _lines(summary: Summary, threshold: float | None) -> list[str]:
-    lines = [f"{summary.rows} rows in {summary.seconds:.1f} s: {summary.output}"]
+    lines = [f"{_rows(summary.rows)} in {summary.seconds:.1f} s: {summary.output}"]
     if summary.found_done:
         lines.append(f"the first {summary.found_done} rows were done by an earlier run")
     if summary.left_out:
         place = f", told in {summary.errors}" if summary.errors else ""
-        lines.append(f"{summary.left_out} rows at fault were left out{place}")
+        lines.append(f"left out, being at fault: {_rows(summary.left_out)}{place}")
     if summary.above is not None and summary.rows:
-        lines.append(f"{summary.above} rows ({summary.above / summary.rows:.1%}) are more uncertain than {threshold:g}")
+        share = summary.above / summary.rows
+        lines.append(f"more uncertain than {threshold:g}: {_rows(summary.above)} ({share:.1%})")
     if summary.unfinite:
-        lines.append(f"{summary.unfinite} rows have a mean or variance that is no finite number: check their inputs")
+        lines.append(f"no finite mean and variance, so check the inputs: {_rows(summary.unfinite)}")
     return lines + [f"note: {note}" for note in summary.notes]
+
+
+def _rows(count: int) -> str:
+    return f"{count} row" if count == 1 else f"{count} rows"

@@ -47,6 +47,7 @@ class Answering:
     ) -> None:
         self._table, self._engine, self._work = table, engine, work
         self._block_rows, self._measure, self._watch, self._stops = block_rows, measure, watch, stops
+        self._couples = engine.described.couples_rows
         self._labels = {output.name: output.labels for output in engine.described.outputs}
         self._asked: list[Block] = []
         self._names: list[str] = []
@@ -62,7 +63,7 @@ class Answering:
         index, first = self._work.done()
         part = _Part(first)
         for block, answers in self._answered(self._table.blocks(self._block_rows, first)):
-            batch = self._batch(block, answers)
+            batch = self._batch(block.without_faults() if self._couples else block, answers)
             part.add(block, batch)
             self._watch.advance(len(block), self._measure.of(batch))
             if part.is_due():
@@ -93,7 +94,7 @@ class Answering:
                     self._problem = InvalidInput(str(block.faults[0]))
                     return
                 self._asked.append(block)
-                yield block
+                yield block.without_faults() if self._couples else block
         except ThinnetError as error:
             self._problem = error
 

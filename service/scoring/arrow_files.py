@@ -89,7 +89,7 @@ def _readable(file: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        told = " ".join(str(error).split())[:200]
+        told = " ".join(str(error).split())[:200].rstrip(".")
         raise InvalidInput(f"{file} cannot be read as {kind}: {told}; write it anew, or name it what it is") from error
 
 
@@ -127,7 +127,8 @@ def _parquet_batches(file: Path, columns: list[str], skip: int) -> Skipped:
         ends = [*accumulate(parquet.metadata.row_group(index).num_rows for index in range(count))]
         first = bisect_right(ends, skip)
         start = ends[first - 1] if first else 0
-        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=range(first, count), columns=columns):
+        groups = range(first, count)
+        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False):
             yield start, batch.select(columns)
             start += batch.num_rows
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -52,3 +53,13 @@ class Block:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def without_faults(self) -> "Block":
+        """Return the rows that are not at fault; their indices are then no longer consecutive."""
+        if not self.faults:
+            return self
+        import pyarrow as pa
+
+        kept = np.ones(len(self), dtype=bool)
+        kept[[fault.row - self.first_row for fault in self.faults]] = False
+        return Block(self.key, self.keys.filter(pa.array(kept)), self.rows[kept], self.first_row)

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from service.errors import InvalidInput
 from service.scoring.arrow_rows import ColumnReader, regrouped
 from service.scoring.block import Block
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 1 << 20
 _COUNTED_BYTES = 1 << 22
+_EXACT = 1 << 53
 
 
 class CsvSource:
@@ -57,7 +60,7 @@ class CsvSource:
             reader = ColumnReader(str(self.place), self._schema(), self._spec)
             for table in regrouped(self._batches(), block_rows, first_row):
                 block = reader.block(table, first_row, str)
-                if block.faults:
+                if block.faults or self._is_inexact(block):
                     break
                 yield block
                 first_row += len(block)
@@ -68,12 +71,12 @@ class CsvSource:
     def _schema(self) -> "pa.Schema":
         import pyarrow as pa
 
-        number = pa.int64() if self._limits.is_whole else pa.float64()
-        fields = [(name, pa.string() if at == self._header.identity else number) for at, name in self._named()]
-        return pa.schema(fields)
+        names = enumerate(self._header.names)
+        return pa.schema([(name, pa.string() if at == self._header.identity else pa.float64()) for at, name in names])
 
-    def _named(self) -> list[tuple[int, str]]:
-        return [*enumerate(self._header.names)]
+    def _is_inexact(self, block: Block) -> bool:
+        """Tell whether a whole number was read that float64, in which all are read, may have rounded."""
+        return self._limits.is_whole and bool((abs(block.rows.astype(np.float64)) >= _EXACT).any())
 
     def _batches(self) -> Iterator["pa.RecordBatch"]:
         from pyarrow import csv

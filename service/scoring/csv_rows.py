@@ -20,6 +20,7 @@ from service.scoring.header import Header, match_header
 from service.scoring.limits import Limits
 from service.signature import Input
 
+_KINDS = {b"PAR1": "a Parquet file", b"ARRO": "an Arrow file", b"\x93NUM": "a NumPy file", b"PK\x03\x04": "a workbook"}
 Record = tuple[int, list[str]]
 """A line's number, where the record ends, and its cells."""
 
@@ -93,7 +94,7 @@ def _records(source: Path, file: TextIO) -> Iterator[Record]:
             cells = next(reader, None)
         except UnicodeDecodeError as error:
             raise InvalidInput(
-                f"{source}, after line {reader.line_num}: not UTF-8 ({error.reason}); save it as UTF-8"
+                f"{source}, after line {reader.line_num}: not UTF-8 ({error.reason}); {_unread_cure(source)}"
             ) from error
         except csv.Error as error:
             raise InvalidInput(f"{source}, line {reader.line_num}: {error}; {_cure(error)}") from error
@@ -104,6 +105,12 @@ def _records(source: Path, file: TextIO) -> Iterator[Record]:
         empty = empty or (0 if cells else reader.line_num)
         if cells:
             yield reader.line_num, cells
+
+
+def _unread_cure(source: Path) -> str:
+    with source.open("rb") as file:
+        kind = _KINDS.get(file.read(4))
+    return f"it is {kind}: name it so" if kind else "save it as UTF-8"
 
 
 def _cure(error: csv.Error) -> str:

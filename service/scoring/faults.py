@@ -6,7 +6,7 @@ from pathlib import Path
 
 from service.errors import InvalidInput
 from service.scoring.block import Fault
-from service.scoring.work_folder import Part, whole_file
+from service.scoring.work_folder import Part, WorkFolder
 
 ENDING = ".errors.jsonl"
 
@@ -28,7 +28,7 @@ def faults_place(target: Path) -> Path:
     return target.with_name(target.name + ENDING)
 
 
-def write_faults(target: Path, faults: Sequence[Fault]) -> str | None:
+def write_faults(work: WorkFolder, target: Path, faults: Sequence[Fault]) -> str | None:
     """Write a line for each row at fault beside a result, or take away an old file where there is none.
 
     Returns:
@@ -38,7 +38,7 @@ def write_faults(target: Path, faults: Sequence[Fault]) -> str | None:
     if not faults:
         place.unlink(missing_ok=True)
         return None
-    with whole_file(place) as file:
+    with work.result(place) as file:
         for fault in faults:
             told = {"row": fault.row, "column": fault.column, "reason": fault.reason, "place": fault.place}
             file.write(json.dumps(told, ensure_ascii=False).encode() + b"\n")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from service.graph.rates import Rates, assume, measured
+from service.graph.rates import TYPICAL, Rates, assumed
 from service.repository import Repository
 from service.scoring.block import Block
 from service.scoring.engine import Answers, Described, OpenEngine, Parameters
@@ -16,14 +16,16 @@ from service.scoring.table import Summary, score_table
 if TYPE_CHECKING:
     from service.predictor import Predictor
 
-BLOCK_ROWS = 4096
+_MOST_ROWS, _LEAST_ROWS = 4096, 16
+_BLOCK_S = 1.0
+_OPERATIONS = 2e10  # each second, of a slow processor
 
 
 class LocalEngine:
     """A predictor that answers a block at a time.
 
-    The last bits of an answer depend on how many passes run together and on how many threads, so a run that goes on
-    takes the machine's rates and the threads that it began with.
+    The last bits of an answer depend on how many passes run together and on how many threads. The first is decided by
+    rates that are assumed, not measured, and a run that goes on takes the threads that it began with.
 
     Args:
         predictor: What answers.
@@ -43,12 +45,11 @@ class LocalEngine:
         model: str = "model",
         version: int | None = None,
     ) -> None:
+        self._rates = _rates(kept)
         if kept:
-            assume(Rates(**kept["rates"]))
             torch.set_num_threads(kept["threads"])
         self._predictor, self._asked = predictor, parameters.asked()
-        self.kept: Mapping[str, Any] = {"rates": asdict(measured()), "threads": torch.get_num_threads()}
-        self.block_rows = BLOCK_ROWS
+        self.kept: Mapping[str, Any] = {"rates": asdict(self._rates), "threads": torch.get_num_threads()}
         self.notes: Sequence[str] = ()
         own = {name: self._asked[name] for name in ("passes", "variant", "p", "sites", "tolerance")}
         self.described = Described(
@@ -61,17 +62,29 @@ class LocalEngine:
             predictor.seed if parameters.seed == "default" else parameters.seed,
             predictor.passes_of(**own),
         )
+        self.block_rows = _block_rows(predictor.operations() * (self.described.passes or 1))
 
     def answers(self, blocks: Iterator[Block]) -> Iterator[Answers]:
         """Yield each block's answers."""
         name = self.described.inputs[0].name
         for block in blocks:
-            prediction = self._predictor.predict({name: block.rows}, row_offset=block.first_row, **self._asked)
+            with assumed(self._rates):
+                prediction = self._predictor.predict({name: block.rows}, row_offset=block.first_row, **self._asked)
             self.notes = prediction.notes
             yield {
                 output: {quantity: values.numpy() for quantity, values in found.items()}
                 for output, found in prediction.outputs.items()
             }
+
+
+def _block_rows(operations: float) -> int:
+    """Return how many rows take about a second, a power of two: what a crash may cost, and how often progress shows."""
+    fit = int(_BLOCK_S * _OPERATIONS / max(operations, 1.0))
+    return max(_LEAST_ROWS, min(_MOST_ROWS, 1 << max(0, fit.bit_length() - 1)))
+
+
+def _rates(kept: Mapping[str, Any]) -> Rates:
+    return Rates(**kept["rates"]) if kept else TYPICAL
 
 
 def open_predictor(predictor: "Predictor") -> OpenEngine:
@@ -87,11 +100,10 @@ def open_folder(folder: Path, device: str = "cpu") -> OpenEngine:
     """
 
     def open_engine(parameters: Parameters, kept: Mapping[str, Any]) -> LocalEngine:
-        if kept:
-            assume(Rates(**kept["rates"]))  # before the first plan is compiled by them
-        repository = Repository(folder, device)
-        name = repository.sole_name()
-        predictor = repository.predictor(name, parameters.version)
+        with assumed(_rates(kept)):
+            repository = Repository(folder, device)
+            name = repository.sole_name()
+            predictor = repository.predictor(name, parameters.version)
         return LocalEngine(predictor, parameters, kept, name, repository.card(name, parameters.version).version)
 
     return open_engine

@@ -50,7 +50,7 @@ class Manifest:
             files=files,
             model={"name": told.model, "version": told.version, "fingerprint": told.fingerprint},
             parameters=_plain(asdict(parameters)),
-            settled={"seed": settled.seed, "version": told.version},
+            settled={"seed": settled.seed if told.seed is None else told.seed, "version": told.version},
             passes=told.passes,
             engine=engine.name,
             kept=dict(engine.kept),

@@ -1,14 +1,14 @@
 """A result that appears whole or not at all, in the format that its name ends in; it does not know what is scored."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service.errors import InvalidInput
 from service.scoring.formats import ENDINGS, writer_of
 from service.scoring.tally import Measure, Tally
-from service.scoring.work_folder import Part, whole_file
+from service.scoring.work_folder import WorkFolder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,13 +30,13 @@ def check_target(source: Path, target: Path) -> None:
         raise InvalidInput(f"{target} ends in none of {', '.join(ENDINGS)}; name a file with such an ending")
 
 
-def write_output(target: Path, parts: Sequence[Part], told: Mapping[str, Any], measure: Measure) -> Tally:
-    """Write the parts' answers to the target, which they replace once they are on the disk; return what they amount to.
+def write_output(work: WorkFolder, target: Path, told: Mapping[str, Any], measure: Measure) -> Tally:
+    """Write the parts' answers to the target, which they replace whole; return what they amount to.
 
     Raises:
         InvalidInput: The format does not hold such columns.
     """
-    tally = Tally()
+    parts, tally = work.parts(), Tally()
 
     def batches() -> Iterator["pa.RecordBatch"]:
         nonlocal tally
@@ -47,6 +47,6 @@ def write_output(target: Path, parts: Sequence[Part], told: Mapping[str, Any], m
 
     schema = next(parts[0].batches()).schema.with_metadata({"thinnet": json.dumps(dict(told), sort_keys=True)})
     rows = sum(part.rows - len(part.faults) for part in parts)
-    with whole_file(target.resolve()) as file:
+    with work.result(target) as file:
         writer_of(target)(file, schema, batches(), rows)
     return tally

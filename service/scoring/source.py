@@ -13,8 +13,9 @@ PARQUET = (".parquet", ".pq")
 JSON_LINES = (".jsonl", ".ndjson")
 ARROW = (".arrow", ".feather", ".ipc")
 NUMPY = (".npy",)
+JSON = (".json",)
 IMAGES = (".png", ".jpg", ".jpeg")
-ENDINGS = (*CSV, *GZIPPED, *PARQUET, *JSON_LINES, *ARROW, *NUMPY)
+ENDINGS = (*CSV, *GZIPPED, *PARQUET, *JSON_LINES, *ARROW, *NUMPY, *JSON)
 
 
 class Source(Protocol):
@@ -55,14 +56,25 @@ def open_source(place: Path, inputs: Sequence[Input]) -> Source:
     Raises:
         InvalidInput: It cannot be read, has another ending or other columns, or the model takes no table.
     """
+    check_source(place)
     if len(inputs) != 1:
         names = ", ".join(f"{one.name} [rows, {', '.join(map(str, one.shape))}]" for one in inputs)
         raise InvalidInput(
             f"a table has rows of one input, and the model takes {names}; use Predictor.predict or POST /predict"
         )
+    return _open(place, inputs[0], place.name.lower())
+
+
+def check_source(place: Path) -> None:
+    """Refuse what is not there or of no known kind, before any work is done.
+
+    Raises:
+        InvalidInput: Its place, and the cure.
+    """
     if not place.exists():
         raise InvalidInput(f"{place} cannot be read: No such file or directory; check the path")
-    return _open(place, inputs[0], place.name.lower())
+    if place.is_file() and not place.name.lower().endswith(ENDINGS):
+        raise InvalidInput(f"{place} ends in none of {', '.join(ENDINGS)}; rename it to what it is, or convert it")
 
 
 def _open(place: Path, spec: Input, name: str) -> Source:
@@ -81,10 +93,14 @@ def _open(place: Path, spec: Input, name: str) -> Source:
 
         return ArrowSource(place, (place,), spec)
     if name.endswith(NUMPY):
-        from service.scoring.numpy_file import NumpySource
+        from service.scoring.arrays import open_numpy
 
-        return NumpySource(place, spec)
-    raise InvalidInput(f"{place} ends in none of {', '.join(ENDINGS)}; rename it to what it is, or convert it")
+        return open_numpy(place, spec)
+    if name.endswith(JSON):
+        from service.scoring.arrays import open_json
+
+        return open_json(place, spec)
+    raise InvalidInput(f"{place} is neither a file nor a folder; copy its content into a file")
 
 
 def _open_folder(place: Path, spec: Input) -> Source:

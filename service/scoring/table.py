@@ -16,7 +16,7 @@ from service.scoring.faults import check_faults, write_faults
 from service.scoring.manifest import Manifest, content_hashes, settle
 from service.scoring.output import check_target, write_output
 from service.scoring.progress import SILENT, Watch
-from service.scoring.source import OpenTable, Source, open_source
+from service.scoring.source import OpenTable, Source, check_source, open_source
 from service.scoring.tally import Measure
 from service.scoring.work_folder import WorkFolder, work_folder
 
@@ -92,6 +92,7 @@ def score_table(
     started = time.perf_counter()
     if on_error not in POLICIES:
         raise BadRequest(f"on_error = {on_error!r} is not known; give one of {', '.join(POLICIES)}")
+    check_source(source)
     check_target(source, target)
     with work_folder(target, restart) as work:
         manifest, engine, table = _begin(source, work, open_engine, parameters, open_table)
@@ -100,10 +101,9 @@ def score_table(
         with watch:
             watch.begin(table.count() if watch is not SILENT else None, found_done)
             Answering(table, engine, work, manifest.block_rows, measure, watch, stops=on_error == "fail").run()
-        parts = work.parts()
-        faults = check_faults(parts, on_error)
-        tally = write_output(target, parts, manifest.told(), measure)
-        errors = write_faults(target, faults) if on_error == "record" else None
+        faults = check_faults(work.parts(), on_error)
+        tally = write_output(work, target, manifest.told(), measure)
+        errors = write_faults(work, target, faults) if on_error == "record" else None
     return Summary(
         output=str(target),
         rows=tally.rows,

@@ -49,7 +49,7 @@ class Part:
         """Yield its answers."""
         import pyarrow as pa
 
-        with pa.ipc.open_file(pa.memory_map(str(self.place))) as reader:
+        with pa.ipc.open_file(pa.OSFile(str(self.place))) as reader:
             for index in range(reader.num_record_batches):
                 yield reader.get_batch(index).replace_schema_metadata(None)
 
@@ -74,15 +74,21 @@ class WorkFolder:
             raise InvalidInput(f"{self.place / _MANIFEST} cannot be read ({error}); give --restart") from None
 
     def begin(self, manifest: Manifest) -> None:
-        """Write what the run is."""
-        with whole_file(self.place / _MANIFEST) as file:
+        """Write what a run is that begins here; whatever was left here goes."""
+        self.clear()
+        with whole_file(self.place / _MANIFEST, self.place / f"{_MANIFEST}.draft") as file:
             file.write(json.dumps(asdict(manifest), indent=1).encode())
 
     def parts(self) -> list[Part]:
         """Return the parts that are done, in order."""
         found: list[Part] = []
+        rows = 0
         while (place := self._place(len(found))).exists():
-            found.append(_read_part(place))
+            part = _read_part(place)
+            if part.first_row != rows:
+                break  # of a run before
+            found.append(part)
+            rows += part.rows
         return found
 
     def done(self) -> tuple[int, int]:
@@ -97,9 +103,35 @@ class WorkFolder:
         part = Part(self._place(index), first_row, rows, tuple(faults))
         told = {"first_row": first_row, "rows": rows, "faults": [asdict(fault) for fault in faults]}
         table = table.replace_schema_metadata({_TOLD: json.dumps(told).encode()})
-        with whole_file(part.place) as file, pa.ipc.new_file(file, table.schema) as writer:
+        with whole_file(part.place, self.place / "part.draft") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
         return part
+
+    @contextmanager
+    def result(self, target: Path) -> Iterator[BinaryIO]:
+        """Write to a draft in here, which replaces a file once it is on the disk.
+
+        Raises:
+            NotWritten: There is no room, or no permission.
+        """
+        with whole_file(target.resolve(), self.place / f"{target.name}.draft") as file:
+            yield file
+
+    def has_parts(self) -> bool:
+        """Tell whether anything is done."""
+        return self._place(0).exists()
+
+    def close(self) -> None:
+        """Take the folder away: the manifest first, so that what may be left of it is of no run."""
+        (self.place / _MANIFEST).unlink(missing_ok=True)
+        rmtree(self.place, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Take away all that is done."""
+        (self.place / _MANIFEST).unlink(missing_ok=True)
+        for entry in self.place.iterdir():
+            if entry.name != _LOCK:
+                entry.unlink()
 
     def _place(self, index: int) -> Path:
         return self.place / f"{index:06}.arrow"
@@ -107,7 +139,8 @@ class WorkFolder:
 
 def place_of(target: Path) -> Path:
     """Return where an output's parts are kept."""
-    return target.absolute().with_name(f".{target.name}.parts")
+    place = target.resolve()
+    return place.with_name(f".{place.name}.parts")
 
 
 @contextmanager
@@ -123,24 +156,25 @@ def work_folder(target: Path, restart: bool = False) -> Iterator[WorkFolder]:
     """
     place = place_of(target)
     with _locked(place, target):
-        if restart:
-            for entry in place.iterdir():
-                if entry.name != _LOCK:
-                    entry.unlink()
         work = WorkFolder(place)
         try:
+            if restart:
+                work.clear()
             yield work
         except BaseException:
-            if not work._place(0).exists():
-                rmtree(place, ignore_errors=True)
+            if not work.has_parts():
+                work.close()
             raise
-        rmtree(place, ignore_errors=True)
+        work.close()
 
 
 @contextmanager
-def whole_file(place: Path) -> Iterator[BinaryIO]:
-    """Write to a draft beside a file, which it replaces once it is on the disk."""
-    draft = place.with_name(f".{place.name}.draft" if not place.name.startswith(".") else f"{place.name}.draft")
+def whole_file(place: Path, draft: Path) -> Iterator[BinaryIO]:
+    """Write to a draft on the same file system, which replaces a file once it is on the disk.
+
+    Raises:
+        NotWritten: There is no room, or no permission.
+    """
     try:
         with draft.open("wb") as file:
             yield file
@@ -148,6 +182,10 @@ def whole_file(place: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         draft.replace(place)
         _sync_folder(place.parent)
+    except OSError as error:
+        raise NotWritten(
+            f"{place} cannot be written: {error.strerror or error}; once it can be, the same command goes on"
+        ) from error
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
@@ -155,8 +193,12 @@ def whole_file(place: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _locked(place: Path, target: Path) -> Iterator[None]:
-    place.mkdir(exist_ok=True)
-    with (place / _LOCK).open("ab") as lock:
+    try:
+        place.mkdir(exist_ok=True)
+        file = (place / _LOCK).open("ab")
+    except OSError as error:
+        raise NotWritten(f"{target} cannot be written: {error.strerror}; name a file in another directory") from error
+    with file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -169,8 +211,11 @@ def _locked(place: Path, target: Path) -> Iterator[None]:
 def _read_part(place: Path) -> Part:
     import pyarrow as pa
 
-    with pa.ipc.open_file(pa.memory_map(str(place))) as reader:
-        told = json.loads(reader.schema.metadata[_TOLD])
+    try:
+        with pa.ipc.open_file(pa.OSFile(str(place))) as reader:
+            told = json.loads(reader.schema.metadata[_TOLD])
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InvalidInput(f"{place} cannot be read ({error}); give --restart") from error
     return Part(place, told["first_row"], told["rows"], tuple(Fault(**fault) for fault in told["faults"]))
 
 

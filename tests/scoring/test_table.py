@@ -2,8 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from plain_engine import doubled, engine
 from torch import nn
 
 from service import Predictor
 from service.errors import BadRequest, InvalidInput, InvalidPlan, RemoteFault
 from service.scoring import Summary, score_table
-from service.scoring.block import Block
-from service.scoring.engine import Answers, Described
 from service.scoring.local import score_locally
 from service.signature import Input, Output, Task
 
@@ -29,34 +27,9 @@ def numbers(table: list[list[str]], names: list[str], *wanted: str) -> NDArray[n
     return np.array([[float(row[names.index(name)]) for name in wanted] for row in table])
 
 
-def doubled(rows: NDArray[Any], first_row: int) -> Answer:
-    """Answer each row's first feature as the mean and its index as the variance."""
-    return {"output": {"mean": rows[:, 0] * 2, "variance": np.arange(first_row, first_row + len(rows)) * 1.0}}
-
-
 def write(path: Path, text: str) -> Path:
     path.write_bytes(text.encode())
     return path
-
-
-@dataclass(frozen=True)
-class Plain:
-    """An engine of a function."""
-
-    described: Described
-    answer: Any
-    block_rows: int = 256
-    name: str = "plain"
-    kept: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    def answers(self, blocks: Iterator[Block]) -> Iterator[Answers]:
-        for block in blocks:
-            yield self.answer(block.rows, block.first_row)
-
-
-def engine(*inputs: Input, answer: Any = doubled, outputs: Any = (), block_rows: int = 256) -> Any:
-    return lambda *_: Plain(Described("plain", 1, "same", inputs, tuple(outputs)), answer, block_rows)
 
 
 def score(path: Path, spec: Input, answer: Any = doubled, **more: Any) -> Summary:

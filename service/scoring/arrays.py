@@ -1,38 +1,60 @@
-"""A NumPy file of rows, read from the disk as it is needed; it does not know what the numbers are for."""
+"""Rows that are one array, in a NumPy file that is read as it is needed, or in a JSON file; it does not know models."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.errors import InvalidInput
 from service.scoring.arrow_rows import array_problem
 from service.scoring.block import ROW, Block, Fault
 from service.scoring.limits import Limits
+from service.scoring.whole_rows import read_rows_file
 from service.signature import Input
 
 
-class NumpySource:
-    """An array [rows, …] in a file.
-
-    Args:
-        place: The file.
-        spec: What the model takes.
+def open_numpy(place: Path, spec: Input) -> "ArraySource":
+    """Return the rows of a NumPy file.
 
     Raises:
         InvalidInput: It is no such file, or an array of another shape.
     """
+    try:
+        array = np.load(place, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InvalidInput(f"{place} cannot be read as a NumPy array: {error}; write it with numpy.save") from error
+    return ArraySource(place, array, spec)
+
+
+def open_json(place: Path, spec: Input) -> "ArraySource":
+    """Return the rows of a JSON file, which is read whole: rows, or a body of `POST /predict`.
+
+    Raises:
+        InvalidInput: It is no such file, or an array of another shape.
+    """
+    return ArraySource(place, np.asarray(read_rows_file(place, (spec,))[spec.name]), spec)
+
+
+class ArraySource:
+    """An array [rows, …].
+
+    Args:
+        place: The file that it is from.
+        array: The array.
+        spec: What the model takes.
+
+    Raises:
+        InvalidInput: It has another shape.
+    """
 
     is_seekable = True
 
-    def __init__(self, place: Path, spec: Input) -> None:
+    def __init__(self, place: Path, array: NDArray[Any], spec: Input) -> None:
         self.place = place
         self.files: tuple[Path, ...] = (place,)
-        self._spec, self._limits = spec, Limits.of(spec.dtype)
-        try:
-            self._array = np.load(place, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise InvalidInput(f"{place} cannot be read as a NumPy array: {error}; write it with numpy.save") from error
+        self._spec, self._limits, self._array = spec, Limits.of(spec.dtype), array
         shape, kind = self._array.shape, self._array.dtype
         fits = len(shape) == 1 + len(spec.shape) and all(
             want in (-1, got) for want, got in zip(spec.shape, shape[1:], strict=True)
@@ -68,7 +90,7 @@ class NumpySource:
             rows[at] = 0
         return Block(ROW, pa.array(range(start, start + count), pa.int64()), rows, start, tuple(faults))
 
-    def _told(self, row: np.ndarray, held: np.ndarray) -> tuple[str, str]:
+    def _told(self, row: NDArray[Any], held: NDArray[Any]) -> tuple[str, str]:
         """Return the column and the reason of a row's first fault."""
         at = int(np.flatnonzero(~held.reshape(-1))[0])
         names = self._spec.features
