@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -12,6 +12,7 @@ import typer
 from service import options
 from service.errors import BadRequest, ThinnetError
 from service.scoring.engine import OpenEngine, Parameters
+from service.scoring.objects import place_here, staged, uri_of
 from service.scoring.progress import SILENT, Bar, Lines, Watch
 from service.scoring.source import OpenTable, open_source
 from service.scoring.table import OnError, Summary, score_table
@@ -63,10 +64,10 @@ def score(
     asked = options.asked(passes, variant, p, seed, scope, estimator, tolerance, precision, quantity)
     watch = SILENT if quiet else _watch(threshold)
     try:
-        with _engine(engine, url, model, device) as (open_engine, open_table):
+        with staged(source, output) as (rows, result), _engine(engine, url, model, device) as (open_engine, open_table):
             summary = score_table(
-                source,
-                output,
+                rows,
+                result,
                 open_engine,
                 Parameters(version=version, **asked),
                 on_error=cast(OnError, on_error),
@@ -81,12 +82,12 @@ def score(
     except ThinnetError as error:
         print(f"error: {error}", *filter(None, [_kept(output)]), sep="\nnote: ", file=sys.stderr)
         raise typer.Exit(1) from None
-    _tell(summary, threshold, quiet, json)
+    _tell(replace(summary, output=uri_of(output) or str(output)), threshold, quiet, json)
     raise typer.Exit(LEFT_OUT if summary.left_out else 0)
 
 
 def _kept(output: Path) -> str:
-    is_kept = place_of(output).exists()
+    is_kept = place_of(place_here(output)).exists()
     return "what is done is kept: the same command goes on, --restart throws it away" if is_kept else ""
 
 
