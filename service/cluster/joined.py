@@ -1,7 +1,7 @@
 """A Ray to work in: the one that RAY_ADDRESS names, else one of this machine's own; it does not know what runs there.
 
-Ray lets whoever reaches its ports run code. One that is started here listens on the loopback only, asks for a token
-that this process makes, tells nobody of its use, and ends with this process, however that ends.
+Ray lets whoever reaches its ports run code. One that is started here listens on the loopback (replicas have a port on
+every address), asks at each port for a token that this process makes, tells nobody of its use, and ends with it.
 """
 
 import importlib
@@ -22,6 +22,7 @@ ADDRESS = "RAY_ADDRESS"
 _MIB = 1 << 20
 _REACH_S = 5.0
 _CURE = f"check the address, or leave {ADDRESS} out for one that starts here"
+_OWN_CURE = "see that TMPDIR is short, can be written and has room"
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -95,8 +96,11 @@ def _connected(**options: object) -> Iterator[None]:
     try:
         ray.init(namespace="thinnet", logging_level="warning", **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        at = "no Ray can be started here" if is_own() else f"the Ray at {ADDRESS}={os.environ[ADDRESS]} does not answer"
-        raise NotReady(f"{at}: {_first_line(error)}; {_CURE}") from None
+        if is_own():
+            raise NotReady(f"no Ray can be started here: {_first_line(error)}; {_OWN_CURE}") from None
+        raise NotReady(
+            f"the Ray at {ADDRESS}={os.environ[ADDRESS]} does not answer: {_first_line(error)}; {_CURE}"
+        ) from None
     try:
         yield
     finally:

@@ -49,6 +49,9 @@ def run(settings: Settings) -> int:
                 heard.wait(service.look, service.renew)
             except KeyboardInterrupt:
                 service.end()
+            except ThinnetError:
+                service.give_up()
+                raise
     except KeyboardInterrupt:
         return 128 + heard.ends[-1] if len(heard.ends) > 1 else 0
     return 0
@@ -137,9 +140,13 @@ class _Service:
         cut.daemon = True
         cut.start()
         self._serve.delete(APP)
+        self.give_up()
+        cut.cancel()
+
+    def give_up(self) -> None:
+        """Leave a cluster as it was found; what another command deployed in it goes on."""
         if not (self._is_ours or self._found):
             self._serve.shutdown()  # type: ignore[no-untyped-call] # it ships without types
-        cut.cancel()
 
     def _cut(self) -> None:
         _log.error("Ray does not end within %g s; it is left", self._settings.drain_s + _GRACE_S)
