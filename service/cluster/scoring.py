@@ -72,11 +72,22 @@ class RayTable:
         return self._table.count()
 
     def blocks(self, block_rows: int, first_row: int = 0) -> Iterator[Block]:
-        """Yield its rows' answers in blocks."""
-        for batch in self._run.scored(self._readings(block_rows, first_row)).iter_batches(
-            batch_size=None, batch_format="pyarrow"
-        ):
-            yield from items_of(batch)
+        """Yield its rows' answers in blocks.
+
+        Raises:
+            RemoteFault: Ray cannot go on.
+        """
+        from ray.exceptions import RayError
+
+        found = self._run.scored(self._readings(block_rows, first_row))
+        try:
+            for batch in found.iter_batches(batch_size=None, batch_format="pyarrow"):
+                yield from items_of(batch)
+        except RayError as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise RemoteFault(
+                f"Ray cannot go on: {reason}; its log tells more, and the same command goes on"
+            ) from error
 
     def _readings(self, block_rows: int, first_row: int) -> list[Reading]:
         rest = Reading(self.place.absolute(), self._inputs, block_rows, first_row)

@@ -94,7 +94,8 @@ class Scorer:
         if isinstance(block, ThinnetError):
             return item
         try:
-            (answers,) = self._engine.answers(iter([block]))
+            given = block.without_faults() if self._engine.described.couples_rows else block
+            (answers,) = self._engine.answers(iter([given]))
         except ThinnetError as error:
             return pickle.dumps(error)
         return _packed(block, answers, tuple(self._engine.notes))

@@ -1,7 +1,7 @@
 """Rows on their way from a table through an engine into parts; it does not know what becomes of them."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,15 +76,21 @@ class Answering:
 
     def _answered(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, Answers]]:
         found = self._engine.answers(self._read(blocks))
-        while True:
-            try:
-                answers = next(found, None)
-            except (InvalidInput, RemoteFault) as error:
-                place = f"{self._rows(self._asked[0])}: " if self._asked else ""
-                raise type(error)(f"{place}{error}") from error
-            if answers is None:
-                return
-            yield self._asked.pop(0), answers
+        try:
+            while (answers := self._next(found)) is not None:
+                yield self._asked.pop(0), answers
+        finally:
+            if isinstance(found, Generator):
+                found.close()
+        if self._asked and self._problem is None:
+            raise RemoteFault(f"{self._rows(self._asked[0])}: no answer came; the same call goes on there")
+
+    def _next(self, found: Iterator[Answers]) -> Answers | None:
+        try:
+            return next(found, None)
+        except (InvalidInput, RemoteFault) as error:
+            place = f"{self._rows(self._asked[0])}: " if self._asked else ""
+            raise type(error)(f"{place}{error}") from error
 
     def _read(self, blocks: Iterator[Block]) -> Iterator[Block]:
         """Yield blocks until one cannot be read or ends the run: the engine, whose thread this may be, just ends."""

@@ -88,7 +88,7 @@ class ArraySource:
             column, reason = self._told(given[at], held[at])
             faults.append(Fault(start + at, column, reason, f"{self.place}, row {start + at}"))
             rows[at] = 0
-        return Block(ROW, pa.array(range(start, start + count), pa.int64()), rows, start, tuple(faults))
+        return Block(ROW, pa.array(np.arange(start, start + count)), rows, start, tuple(faults))
 
     def _told(self, row: NDArray[Any], held: NDArray[Any]) -> tuple[str, str]:
         """Return the column and the reason of a row's first fault."""

@@ -59,7 +59,7 @@ class ColumnReader:
         faults = tuple(Fault(first_row + at, *bad[at], place(first_row + at)) for at in sorted(bad))
         rows[[*bad]] = 0
         if self._header.identity is None:
-            return Block(ROW, pa.array(range(first_row, first_row + len(rows)), pa.int64()), rows, first_row, faults)
+            return Block(ROW, pa.array(np.arange(first_row, first_row + len(rows))), rows, first_row, faults)
         keys = table.column(self._header.key).combine_chunks()
         return Block(self._header.key, keys, rows, first_row, faults)
 

@@ -1,5 +1,7 @@
 """A CSV file at full speed, as long as nothing in it is wrong; from the first doubt on, `csv_rows` reads it."""
 
+import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 1 << 20
 _COUNTED_BYTES = 1 << 22
 _EXACT = 1 << 53
+_ODD_QUOTES = re.compile(rb'[^,\r\n"]"[^,\r\n"]|[,\r\n]""[^,\r\n"]')
 
 
 class CsvSource:
@@ -56,17 +59,24 @@ class CsvSource:
         """Yield the rows in blocks."""
         import pyarrow as pa
 
-        try:
-            reader = ColumnReader(str(self.place), self._schema(), self._spec)
-            for table in regrouped(self._batches(), block_rows, first_row):
-                block = reader.block(table, first_row, str)
-                if block.faults or self._is_inexact(block):
-                    break
-                yield block
-                first_row += len(block)
-        except (pa.ArrowException, OSError, UnicodeDecodeError):
-            pass  # what is wrong, if anything is, will be told exactly
+        for has_quotes in (False, True):
+            try:
+                for block in self._read_fast(block_rows, first_row, has_quotes):
+                    yield block
+                    first_row += len(block)
+                return
+            except (pa.ArrowException, OSError, UnicodeDecodeError):
+                continue  # what is wrong, if anything is, will be told exactly
         yield from read_blocks(self.place, self._spec, block_rows, first_row)
+
+    def _read_fast(self, block_rows: int, first_row: int, has_quotes: bool) -> Iterator[Block]:
+        reader = ColumnReader(str(self.place), self._schema(), self._spec)
+        for table in regrouped(self._batches(has_quotes), block_rows, first_row):
+            block = reader.block(table, first_row, str)
+            if block.faults or self._is_inexact(block):
+                raise OSError("a row at fault")
+            yield block
+            first_row += len(block)
 
     def _schema(self) -> "pa.Schema":
         import pyarrow as pa
@@ -78,14 +88,49 @@ class CsvSource:
         """Tell whether a whole number was read that float64, in which all are read, may have rounded."""
         return self._limits.is_whole and bool((abs(block.rows.astype(np.float64)) >= _EXACT).any())
 
-    def _batches(self) -> Iterator["pa.RecordBatch"]:
+    def _batches(self, has_quotes: bool) -> Iterator["pa.RecordBatch"]:
+        import pyarrow as pa
         from pyarrow import csv
 
         read = csv.ReadOptions(
             block_size=_CHUNK_BYTES, skip_rows=self._header_lines, column_names=list(self._header.names)
         )
-        parse = csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False)
+        parse = csv.ParseOptions(newlines_in_values=has_quotes, ignore_empty_lines=False)
         types = {field.name: field.type for field in self._schema()}
         convert = csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=False)
-        with csv.open_csv(self.place, read, parse, convert) as reader:
-            yield from reader
+        with pa.input_stream(str(self.place)) as stream:
+            plain = _Plain(stream, has_quotes)
+            with csv.open_csv(plain, read, parse, convert) as reader:
+                yield from reader
+
+
+class _Plain(io.RawIOBase):
+    """Bytes whose quotes are read alike by everybody.
+
+    Args:
+        stream: Where they come from.
+        has_quotes: Whether there may be any: to look for lines within them takes as long as to read.
+    """
+
+    def __init__(self, stream: "pa.NativeFile", has_quotes: bool) -> None:
+        self._stream, self._has_quotes, self._before = stream, has_quotes, b"\n"
+        self._quotes = 0
+
+    def readable(self) -> bool:
+        """Tell that they can be read."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes.
+
+        Raises:
+            OSError: There are quotes among them, or quotes that do not stand around a whole cell.
+        """
+        some: bytes = self._stream.read(size)
+        if b'"' in some and (not self._has_quotes or _ODD_QUOTES.search(self._before + some)):
+            raise OSError("quotes within a cell")
+        self._quotes += some.count(b'"')
+        if not some and self._quotes % 2:
+            raise OSError("quotes that do not end")
+        self._before = (self._before + some[-3:])[-3:]
+        return some

@@ -145,7 +145,7 @@ class JsonLinesSource:
         import pyarrow as pa
 
         if self._key is None:
-            return pa.array(range(first_row, first_row + len(rows)), pa.int64())
+            return pa.array(np.arange(first_row, first_row + len(rows)))
         keys = [row[self._key] for row in rows]
         return pa.array(keys, pa.int64()) if self._has_whole_keys else pa.array([*map(str, keys)], pa.string())
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ from service.scoring.table import Summary, score_table
 if TYPE_CHECKING:
     from service.predictor import Predictor
 
-_MOST_ROWS, _LEAST_ROWS = 4096, 16
+_MOST_ROWS = 4096
+_MOST_BYTES = 1 << 26
 _BLOCK_S = 1.0
 _OPERATIONS = 2e10  # each second, of a slow processor
 
@@ -62,7 +64,7 @@ class LocalEngine:
             predictor.seed if parameters.seed == "default" else parameters.seed,
             predictor.passes_of(**own),
         )
-        self.block_rows = _block_rows(predictor.operations() * (self.described.passes or 1))
+        self.block_rows = _block_rows(predictor, self.described.passes or 1)
 
     def answers(self, blocks: Iterator[Block]) -> Iterator[Answers]:
         """Yield each block's answers."""
@@ -77,10 +79,12 @@ class LocalEngine:
             }
 
 
-def _block_rows(operations: float) -> int:
-    """Return how many rows take about a second, a power of two: what a crash may cost, and how often progress shows."""
-    fit = int(_BLOCK_S * _OPERATIONS / max(operations, 1.0))
-    return max(_LEAST_ROWS, min(_MOST_ROWS, 1 << max(0, fit.bit_length() - 1)))
+def _block_rows(predictor: "Predictor", passes: int) -> int:
+    """Return how many rows take about a second and little memory: what a crash may cost, how often progress shows."""
+    in_time = _BLOCK_S * _OPERATIONS / max(1.0, predictor.operations() * passes)
+    in_memory = _MOST_BYTES / (8 * max(1, abs(prod(predictor.inputs[0].shape))))
+    fit = min(_MOST_ROWS, int(max(1.0, min(in_time, in_memory))))
+    return 1 << (fit.bit_length() - 1)
 
 
 def _rates(kept: Mapping[str, Any]) -> Rates:

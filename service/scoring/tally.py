@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,35 +58,38 @@ class Measure:
 
     def of(self, batch: "pa.RecordBatch") -> Tally:
         """Return what a batch of answers amounts to."""
-        moments = [*self._columns(batch, "mean"), *self._columns(batch, "variance")]
         finite = np.ones(batch.num_rows, dtype=bool)
-        for column in moments:
+        for column in chain.from_iterable(self._moments(batch)):
             finite &= np.isfinite(column)
-        above = 0
-        if self.threshold is not None:
-            above = int((self._uncertainty(batch) > self.threshold).sum())
+        above = 0 if self.threshold is None else int((self._uncertainty(batch) > self.threshold).sum())
         return Tally(batch.num_rows, self._passes(batch), above, batch.num_rows - int(finite.sum()))
 
     def _passes(self, batch: "pa.RecordBatch") -> int:
         used = self._columns(batch, "passes_used")
-        return int(used[0].sum()) if used else (self.passes or 0) * batch.num_rows
+        return int(next(iter(used.values())).sum()) if used else (self.passes or 0) * batch.num_rows
 
     def _uncertainty(self, batch: "pa.RecordBatch") -> NDArray[Any]:
-        found = self._columns(batch, "entropy")
+        found = [*self._columns(batch, "entropy").values()]
         if not found:
-            pairs = zip(self._columns(batch, "mean"), self._columns(batch, "variance"), strict=True)
             with np.errstate(divide="ignore", invalid="ignore"):
-                found = [np.sqrt(variance) / np.abs(mean) for mean, variance in pairs]
+                found = [np.sqrt(variance) / np.abs(mean) for mean, variance in self._moments(batch)]
         most: NDArray[Any] = np.fmax.reduce(found)
         return most
 
-    def _columns(self, batch: "pa.RecordBatch", quantity: str) -> list[NDArray[Any]]:
-        names = self._names(quantity)
-        return [
-            column.to_numpy(zero_copy_only=False)
-            for name, column in zip(batch.schema.names[1:], batch.columns[1:], strict=True)
-            if name in names or name.startswith(tuple(f"{each}_" for each in names))
-        ]
+    def _moments(self, batch: "pa.RecordBatch") -> list[tuple[NDArray[Any], NDArray[Any]]]:
+        """Return each element's means and variances."""
+        variances = self._columns(batch, "variance")
+        return [(mean, variances[place]) for place, mean in self._columns(batch, "mean").items() if place in variances]
 
-    def _names(self, quantity: str) -> list[str]:
-        return [f"{each.name}.{quantity}" for each in self.outputs] if len(self.outputs) > 1 else [quantity]
+    def _columns(self, batch: "pa.RecordBatch", quantity: str) -> dict[tuple[str, str], NDArray[Any]]:
+        """Return the columns whose names begin with a quantity's, by what stands before and after it."""
+        found = {}
+        for before in self._prefixes():
+            start = before + quantity
+            for name, column in zip(batch.schema.names[1:], batch.columns[1:], strict=True):
+                if name == start or name.startswith(f"{start}_"):
+                    found[before, name.removeprefix(start)] = column.to_numpy(zero_copy_only=False)
+        return found
+
+    def _prefixes(self) -> list[str]:
+        return [f"{each.name}." for each in self.outputs] if len(self.outputs) > 1 else [""]

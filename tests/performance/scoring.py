@@ -5,6 +5,7 @@ Both read and write the same files, each in a process of its own, one after the 
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
@@ -37,6 +37,7 @@ class Run:
     name: str
     rows: int
     seconds: float
+    cpu_s: float
     peak_mb: float
 
     def cells(self) -> list[str]:
@@ -44,6 +45,7 @@ class Run:
             self.name,
             f"{self.rows}",
             f"{self.seconds:.1f}",
+            f"{self.cpu_s:.1f}",
             f"{self.rows / self.seconds:.0f}",
             f"{self.peak_mb:.0f}",
         ]
@@ -124,7 +126,7 @@ def measure(way: str, folder: Path, source: Path, threads: int | None) -> Run:
     command = [sys.executable, __file__, "--as", way, "--folder", str(folder), "--source", str(source)]
     command += [] if threads is None else ["--threads", str(threads)]
     told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return Run(f"{way}, {source.suffix[1:]}", told["rows"], told["seconds"], told["peak_mb"])
+    return Run(f"{way}, {source.suffix[1:]}", told["rows"], told["seconds"], told["cpu_s"], told["peak_mb"])
 
 
 def alone(asked: argparse.Namespace) -> None:
@@ -133,10 +135,16 @@ def alone(asked: argparse.Namespace) -> None:
 
     if asked.threads:
         torch.set_num_threads(asked.threads)
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     rows = WAYS[asked.as_](asked.folder, asked.source, result(asked.folder, asked.as_))
-    seconds, peak_mb = time.perf_counter() - began, getrusage(RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"rows": rows, "seconds": seconds, "peak_mb": peak_mb}))
+    seconds, cpu_s = time.perf_counter() - began, time.process_time() - busy
+    print(json.dumps({"rows": rows, "seconds": seconds, "cpu_s": cpu_s, "peak_mb": peak_mb()}))
+
+
+def peak_mb() -> float:
+    """Return the most memory that this process held; what `getrusage` says may be its parent's."""
+    (peak,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return int(peak) / 1024
 
 
 def result(folder: Path, way: str) -> Path:
@@ -159,7 +167,7 @@ def compare(asked: argparse.Namespace) -> bool:
     with tempfile.TemporaryDirectory() as place:
         folder, holds = Path(place), True
         make(folder, asked.rows)
-        print("\n".join(head(["by", "rows", "seconds", "rows/s", "peak, MB"])), flush=True)
+        print("\n".join(head(["by", "rows", "seconds", "CPU, s", "rows/s", "peak, MB"])), flush=True)
         for ending in ("parquet", "csv"):
             sources = folder / f"small.{ending}", folder / f"large.{ending}"
             small, large, hand = (

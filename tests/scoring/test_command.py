@@ -18,6 +18,7 @@ import pytest
 
 from service import Predictor
 from service.cli import main
+from service.scoring import command
 from service.scoring.work_folder import place_of
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +35,7 @@ def model(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def run(model: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    def command(source: Path, output: Path, *more: object) -> tuple[int, str, str]:
+    def call(source: Path, output: Path, *more: object) -> tuple[int, str, str]:
         told = ["score", source, "--output", output, "--model", model, *more]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["thinnet", *map(str, told)])
@@ -43,7 +44,7 @@ def run(model: Path, capsys: pytest.CaptureFixture[str]) -> Run:
         out, err = capsys.readouterr()
         return int(ended.value.code or 0), out, err
 
-    return command
+    return call
 
 
 def truncated_parquet(path: Path) -> None:
@@ -164,6 +165,17 @@ def test_options_that_do_not_fit_are_told(more: tuple[str, ...], what: str, run:
     assert what in err
 
 
+def test_an_interrupted_run_has_an_exit_code(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "in.csv").write_text(GOOD)
+    monkeypatch.setattr(command, "score_table", interrupted)
+    assert run(tmp_path / "in.csv", tmp_path / "out.csv") == (130, "", "interrupted: nothing was done yet\n")
+    place_of(tmp_path / "out.csv").mkdir()
+    assert "is kept: the same command goes on" in run(tmp_path / "in.csv", tmp_path / "out.csv")[2]
+
+
 def test_a_wrong_option_is_a_matter_of_usage(run: Run, tmp_path: Path) -> None:
     assert run(tmp_path / "in.csv", tmp_path / "out.csv", "--passes", "many")[0] == 2
 
@@ -189,13 +201,13 @@ def test_the_same_command_gives_the_same_bytes(run: Run, people: Path, tmp_path:
 def test_twenty_kills_at_random_moments_give_the_bytes_of_an_undisturbed_run(model: Path, tmp_path: Path) -> None:
     rows = np.random.default_rng(1).normal((40.0, 170.0, 70.0), 5.0, (2_000_000, 3))
     pq.write_table(pa.table(dict(zip(("age", "height", "weight"), rows.T, strict=True))), tmp_path / "in.parquet")
-    command = [sys.executable, "-m", "service.cli", "score", str(tmp_path / "in.parquet"), "--model", str(model)]
-    command += ["--passes", "20", "--quiet", "--output"]
+    told = [sys.executable, "-m", "service.cli", "score", str(tmp_path / "in.parquet"), "--model", str(model)]
+    told += ["--passes", "20", "--quiet", "--output"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     chance, kept = random.Random(7), 0
     disturbed, whole = tmp_path / "disturbed.parquet", tmp_path / "whole.parquet"
     for _ in range(20):
-        process = subprocess.Popen([*command, str(disturbed)], env=environment)
+        process = subprocess.Popen([*told, str(disturbed)], env=environment)
         until = time.monotonic() + 120
         while len([*place_of(disturbed).glob("*.arrow")]) <= kept and time.monotonic() < until:
             assert process.poll() is None, "it ended before it was killed twenty times"
@@ -206,7 +218,7 @@ def test_twenty_kills_at_random_moments_give_the_bytes_of_an_undisturbed_run(mod
         kept = len([*place_of(disturbed).glob("*.arrow")])
         assert not disturbed.exists()
     for output in (disturbed, whole):
-        assert subprocess.run([*command, str(output)], env=environment).returncode == 0
+        assert subprocess.run([*told, str(output)], env=environment).returncode == 0
 
     assert disturbed.read_bytes() == whole.read_bytes()
     assert pq.read_table(disturbed)["row"].to_pylist() == [*range(2_000_000)]
@@ -219,11 +231,9 @@ def shown() -> list[list[str]]:
     return [command for command in commands if not {"--url", "--engine"} & {*command}]
 
 
-@pytest.mark.parametrize("command", shown(), ids=" ".join)
-def test_the_readmes_commands_score(
-    command: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, flag, output, *more = command
+@pytest.mark.parametrize("told", shown(), ids=" ".join)
+def test_the_readmes_commands_score(told: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, flag, output, *more = told
     assert flag == "--output"
     monkeypatch.chdir(ROOT)
     code, out, _ = run(Path(source), tmp_path / output, *more)

@@ -289,12 +289,12 @@ def test_text_is_quoted_where_it_must_be(tmp_path: Path) -> None:
 def test_rows_are_counted_that_are_uncertain_or_no_numbers(tmp_path: Path) -> None:
     def answer(rows: NDArray[Any], first_row: int) -> Answers:
         variance = np.array([0.0, 1.0, 4.0, np.nan, 100.0])
-        return {"a": {"mean": np.full(5, 2.0), "variance": variance, "passes_used": np.array([64, 64, 64, 64, 128])}}
+        return {"a": {"mean": np.full(5, 2.0), "variance": variance, "variance_error": variance * np.nan}}
 
     np.save(tmp_path / "in.npy", np.zeros((5, 2)))
     summary = score(tmp_path / "in.npy", answer=answer, outputs=(Output("a"),), threshold=0.9)
 
-    assert (summary.above, summary.unfinite, summary.passes) == (2, 1, 384)
+    assert (summary.above, summary.unfinite, summary.passes) == (2, 1, 0)
     entropies = {"a": {"mean": np.ones((5, 2)), "variance": np.ones((5, 2)), "entropy": np.arange(5) / 4}}
     classes = (Output("a", labels=("no", "yes")),)
     assert score(tmp_path / "in.npy", answer=lambda *_: entropies, outputs=classes, threshold=0.5).above == 2

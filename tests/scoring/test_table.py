@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from plain_engine import doubled, engine
+from plain_engine import Plain, doubled, engine
 from torch import nn
 
 from service import Predictor
 from service.errors import BadRequest, InvalidInput, InvalidPlan, RemoteFault
-from service.scoring import Summary, score_table
-from service.scoring.local import score_locally
+from service.scoring import Parameters, Summary, score_table
+from service.scoring.block import Block
+from service.scoring.engine import Answers, Described
+from service.scoring.local import open_predictor, score_locally
 from service.signature import Input, Output, Task
 
 Read = Callable[[Path], tuple[list[str], list[list[str]]]]
@@ -301,3 +303,24 @@ def test_scoring_at_a_server_does_not_import_torch() -> None:
     code = "import sys; import service.scoring.remote; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_engine_that_leaves_rows_unanswered_is_refused(tmp_path: Path) -> None:
+    class Lazy(Plain):
+        def answers(self, blocks: Iterator[Block]) -> Iterator[Answers]:
+            for block in list(blocks)[:1]:
+                yield self.answer(block.rows, block.first_row)
+
+    told = Described("plain", 1, "same", (Input("x", shape=(1,)),), ())
+    lazy = Lazy(told, doubled, block_rows=2)
+    with pytest.raises(RemoteFault, match="rows 2 to 2: no answer came"):
+        score_table(write(tmp_path / "in.csv", "a\n1\n2\n3\n"), tmp_path / "out.csv", lambda *_: lazy)
+
+
+def test_errors_of_variances_are_no_variances(predictor: Predictor, people: Path, tmp_path: Path) -> None:
+    opened = open_predictor(predictor)
+    summary = score_table(people, tmp_path / "out.csv", opened, Parameters(tolerance=0.1, passes=256), threshold=0.9)
+
+    assert summary.unfinite == 0
+    assert summary.above is not None
+    assert 700 * 64 <= summary.passes <= 700 * 256
