@@ -12,7 +12,10 @@ import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+import torch
+from torch import nn
 
+from service import Predictor
 from service.cluster import scoring
 from service.cluster.parcel import packed, unpacked
 from service.cluster.scoring import RayRun
@@ -178,6 +181,24 @@ def test_a_fault_of_the_question_is_told_as_it_is(patients: pa.Table, tmp_path: 
     pq.write_table(patients, tmp_path / "in.parquet")
     with pytest.raises(InvalidQuantity, match="no-such"):
         scored(tmp_path / "in.parquet", tmp_path / "out.csv", asked=Parameters(quantities=["no-such"]))
+
+
+class Centred(nn.Module):
+    """Its rows see one another."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x - x.mean(0), 0.5, self.training)
+
+
+def test_rows_that_see_one_another_do_not_see_those_at_fault(tmp_path: Path) -> None:
+    Predictor.capture(Centred().eval(), torch.randn(4, 2)).save(tmp_path / "centred")
+    source, folder = tmp_path / "in.csv", tmp_path / "centred"
+    source.write_text("a,b\n1,2\n,5\n3,4\n")
+    asked, run = Parameters(passes=8), RunInThisProcess(folder, "cpu", threads=1)
+    score_table(source, tmp_path / "here.csv", open_folder(folder), asked, on_error="skip")
+    score_table(source, tmp_path / "ray.csv", run.open_engine, asked, on_error="skip", open_table=run.open_table)
+    assert (tmp_path / "ray.csv").read_text() == (tmp_path / "here.csv").read_text()
+    assert len((tmp_path / "ray.csv").read_text().splitlines()) == 3
 
 
 def test_an_actor_needs_no_folder_of_models(tmp_path: Path) -> None:
