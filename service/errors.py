@@ -22,6 +22,7 @@
     ├── InvalidSettings              500  what the server was told cannot be, at its start
     ├── NotWritten                   500  a result that cannot be written: no room, no permission, another run
     ├── RemoteFault                  502  another server that does not answer, or not as agreed
+    │   └── ServerUnreachable             it is not there, or the connection to it was lost
     ├── NotReady                     503
     │   └── Draining                      the server is about to end; likewise
     ├── DeadlineExceeded             504  the time that a request was given is over
@@ -33,10 +34,13 @@
         ├── InvalidModelFolder            model.toml or the layout on disk
         └── UnsafeArchive                 a file that would do more than compute
 
-It does not know HTTP beyond that number, nor who reads the message: a message says what, where, and the cure.
+It does not know HTTP beyond that number and the header that names the class, nor who reads the message: a message says
+what, where, and the cure.
 """
 
 from typing import ClassVar
+
+FAULT = "X-Thinnet-Fault"
 
 
 class ThinnetError(Exception):
@@ -44,11 +48,13 @@ class ThinnetError(Exception):
 
     Attributes:
         status: Its HTTP status.
-        retry_after_s: When asking again may help; None where it will not.
+        retry_after_s: When asking again may help; None where it will not, or nobody knows.
+        request_id: Under which id a server's log has the request that it refused; None where none did.
     """
 
     status: ClassVar[int] = 500
     retry_after_s: float | None = None
+    request_id: str | None = None
 
 
 class BadRequest(ThinnetError):
@@ -160,6 +166,10 @@ class RemoteFault(ThinnetError):
     """Another server does not answer, or not as agreed."""
 
     status = 502
+
+
+class ServerUnreachable(RemoteFault):
+    """No server is there, or the connection to it was lost."""
 
 
 class NotReady(ThinnetError):

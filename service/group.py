@@ -74,8 +74,8 @@ class Group:
         self._rule, self._statistics, self._off, self._wanted = rule, list(statistics), off, wanted
         self._bounds = [*pairwise([sum(sizes[:count]) for count in range(len(sizes) + 1)])]
         self._running: Tensor | None = None  # the places of the rows that still run; None while all do
-        self._ended: list[tuple[Tensor, Quantities]] = []
-        self._left: set[int] = set()
+        self._ended: list[tuple[Tensor | None, Quantities]] = []  # the places of rows, None for all, in order
+        self._open = set(range(len(sizes)))  # the asks that have no answer yet
         self._stops = rule.stops()
         self.rows, self.stop = sum(sizes), next(self._stops)
 
@@ -101,26 +101,34 @@ class Group:
 
     def leave(self) -> Tensor | None:
         """Let the rows go that nobody waits for, and tell of each that ran whether it goes on [B]; None if all do."""
-        left = {index for index, is_wanted in enumerate(self._wanted) if not is_wanted()} - self._left
+        left = {index for index in self._open if not self._wanted[index]()}
         if not left:
             return None
-        self._left |= left
+        self._open -= left
         kept = torch.ones(self.rows, dtype=torch.bool)
         for index in left:
             kept &= ~self._is_of(index, self._places())
         return self._keep(kept)
 
-    def found(self, index: int) -> Quantities | None:
-        """Return the quantities of an ask's rows, all of which have ended; None where nobody waited for them."""
-        if index in self._left:
-            return None
-        if len(self._bounds) == len(self._ended) == 1:
-            return self._ended[0][1]
+    def answered(self) -> dict[int, Quantities]:
+        """Return the quantities of each ask whose last rows have ended since this was called, by its index."""
+        ended = {index for index in self._open if not self._runs(index)}
+        self._open -= ended
+        return {index: self._found(index) for index in ended}
+
+    def _runs(self, index: int) -> bool:
+        return self.rows > 0 and (self._running is None or bool(self._is_of(index, self._running).any()))
+
+    def _found(self, index: int) -> Quantities:
+        first, end = self._bounds[index]
         parts = []
         for places, quantities in self._ended:
+            if places is None:
+                whole = len(self._bounds) == 1
+                return quantities if whole else [_of_rows(each, slice(first, end)) for each in quantities]
             own = self._is_of(index, places)
             if bool(own.any()):
-                parts.append((places[own], [{name: x[own] for name, x in each.items()} for each in quantities]))
+                parts.append((places[own], [_of_rows(each, own) for each in quantities]))
         return gather(parts)
 
     def _is_of(self, index: int, places: Tensor) -> Tensor:
@@ -139,4 +147,8 @@ class Group:
     def _end(self, statistics: Sequence[Statistics], places: Tensor | None) -> None:
         own = self._off if places is None else [None if each is None else each[places] for each in self._off]
         finished = [one.finish(plain) for one, plain in zip(statistics, own, strict=True)]
-        self._ended.append((torch.arange(self._bounds[-1][1]) if places is None else places, finished))
+        self._ended.append((places, finished))
+
+
+def _of_rows(quantities: dict[str, Tensor], rows: Tensor | slice) -> dict[str, Tensor]:
+    return {name: values[rows] for name, values in quantities.items()}

@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 Result = TypeVar("Result")
+Steps = Generator[Mapping[int, Result], None, None]  # each gives the results that it led to, by their place in the run
 _STEP = 4.0  # costs within a factor of so much are alike
 _LEAST_S = 1e-6
 
@@ -41,7 +42,7 @@ class Job(Generic[Result]):
         future: Its result.
         alone: Whether it must not run with others.
         queue_s: How long it waited for its first step.
-        compute_s: How long the steps of its run took.
+        compute_s: How long the steps of its run took until it had its result.
         together: How many jobs its run had.
         level: Its cost's order of magnitude.
     """

@@ -33,7 +33,7 @@ class Moments:
     @staticmethod
     def of(values: Tensor) -> "Moments":
         """Return the moments of a chunk of passes [S, B, …]."""
-        count, shape = len(values), values.shape[1:]
+        count, shape = values.shape[0], values.shape[1:]
         if values.numel() <= _PART_ELEMENTS:
             return Moments(count, *_sums(values))
         columns = max(1, _PART_ELEMENTS // count)

@@ -3,22 +3,19 @@
 It does not know files' formats, the wire, or who else is being served.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import torch
 from torch import nn
 from torch.export.passes import move_to_device_pass
 
-from service.ask import MEMORY_BYTES, SAMPLED, Asked, Seed, quantities_of
-from service.conditional import check_linear
+from service.ask import MEMORY_BYTES, SAMPLED, Asked, Seed
 from service.datasheet import Datasheet
-from service.errors import BadRequest, InvalidInput, InvalidPlan, NoActiveSite
+from service.errors import BadRequest, InvalidInput, InvalidPlan
 from service.folder import read_card, write_folder
 from service.graph.archive import load_program
 from service.graph.candidates import drop_entangled
@@ -30,16 +27,14 @@ from service.graph.operations import operations_per_row
 from service.graph.precision import FLOAT32
 from service.graph.program import drop_traces, plain_outputs
 from service.graph.signature import described_inputs, described_outputs
+from service.graph.tables import table_lengths
 from service.plan import Override, Plan, choose_passes, fitting, fixed_passes, make_plan
 from service.prediction import Prediction
-from service.quantities import known_noise
+from service.prepared import Preparation, Prepared
 from service.question import Question, finished, together
 from service.rows import Given, read_rows
-from service.run import Part, Run
+from service.run import Part
 from service.signature import Input, Output, Task
-
-_PLANS_KEPT = 32
-_EXACT = ("every active site is integrated: mean and variance are exact, whatever the passes and the seed",)
 
 
 class Predictor:
@@ -67,15 +62,16 @@ class Predictor:
         variant: str = "trained",
     ) -> None:
         note_layouts(captured.program.graph, captured.example)
-        self._captured, self._lock = captured, Lock()
-        self._compiled: OrderedDict[tuple[Any, ...], Compiled] = OrderedDict()
+        self._captured = captured
         self.inputs = described_inputs(captured, inputs)
         self.outputs = described_outputs(captured, outputs)
+        self._tables = table_lengths(captured.program)
         drop_entangled(captured.program.graph.graph)
         self.sites, self.lost = captured.sites(), captured.lost
         self.seed, self.variant = seed, variant
         self._own_passes = passes
         self.couples_rows = couples_rows(captured)
+        self._preparation = Preparation(captured, self.sites, self.outputs, self.couples_rows)
         self.device = captured.example[0].device
 
     @classmethod
@@ -179,37 +175,37 @@ class Predictor:
             memory_bytes,
         )
         question = self.question(inputs, asked)
-        (prediction,) = finished(together([question]))
-        assert prediction is not None, "it is waited for here"
-        return prediction
+        return finished(together([question]))[0]
 
-    def question(self, inputs: Given, asked: Asked) -> Question:
+    def question(self, inputs: Given, asked: Asked, prepared: Prepared | None = None) -> Question:
         """Return what `predict` would answer, checked and ready to run, alone or together with others.
+
+        Args:
+            inputs: As in `predict`.
+            asked: The rest of what `predict` is given.
+            prepared: What `prepared` returned for it; found again where None.
 
         Raises:
             BadRequest, InvalidPlan, InvalidQuantity, TooLarge: As `predict` does.
         """
-        plan = make_plan(self.sites, asked.variant or self.variant, asked.p, asked.sites)
-        passes = choose_passes(plan, asked.passes, self._own_passes, asked.tolerance)
-        ask = asked.of_passes(passes, self.seed)
-        if ask.per_row and self.couples_rows:
-            raise BadRequest(
-                "scope 'row' gives rows networks of their own, but this network couples its rows; use 'pass'"
-            )
-        wanted = quantities_of(self.outputs, asked.quantities, ask.tolerance)
-        tensors = read_rows(self.inputs, inputs, self.device)
-        compiled = self._compile(plan, ask.precision)
-        notes = (*self._eval_modules(), *compiled.notes, *self._fixed_outputs(compiled))
-        if ask.integrates:
-            for output, names in zip(self.outputs, wanted, strict=True):
-                check_linear(output, names)
-            compiled = self._compile(plan, integrated=True)
-            notes += _EXACT if not any(compiled.stochastic) else ()
-        run = Run(self._captured, compiled, self.outputs, asked.memory_bytes, self.couples_rows)
-        part = Part(tensors, ask, tuple(wanted))
-        run.check_samples(part)
-        noise = {output.name: "known" if known_noise(output) else "unknown" for output in self.outputs}
-        return Question(run, part, noise, notes)
+        prepared = prepared or self.prepared(asked)
+        tensors = read_rows(self.inputs, inputs, self.device, self._tables)
+        part = Part(tensors, asked.of_passes(prepared.passes, self.seed), prepared.wanted)
+        if prepared.keeps_passes:
+            prepared.run.check_samples(part)
+        return Question(prepared.run, part, prepared.noise, prepared.notes)
+
+    def prepared(self, asked: Asked) -> Prepared:
+        """Return what a question needs besides its rows and seed, made where it was not asked for lately.
+
+        Raises:
+            BadRequest, InvalidPlan, InvalidQuantity: As `predict` does.
+        """
+        return self._preparation.of(asked, self.variant, self._own_passes)
+
+    def is_prepared(self, asked: Asked) -> bool:
+        """Tell whether a question can be made at once."""
+        return self._preparation.find(asked, self.variant, self._own_passes) is not None
 
     def warm_up(self) -> None:
         """Run passes of the default plan, where it has any, so that the first call finds all prepared."""
@@ -256,16 +252,6 @@ class Predictor:
         """Return the operations of a pass, for each row, as far as they are matrix products or convolutions."""
         return operations_per_row(self._captured.program.graph, self._captured.example)
 
-    def is_compiled(self, asked: Asked) -> bool:
-        """Tell whether a question can be made without compiling its plan first.
-
-        Raises:
-            InvalidPlan: The variant, rate or site does not fit; NoActiveSite if nothing would be random.
-        """
-        plan = make_plan(self.sites, asked.variant or self.variant, asked.p, asked.sites)
-        key = _key(plan, asked.precision, integrated=asked.estimator != SAMPLED)
-        return key in self._compiled and self._compiled[key].has_mode(per_row=asked.scope == "row")
-
     def fitting(self, site: str) -> tuple[str, ...]:
         """Return the names of the variants that fit a site.
 
@@ -311,38 +297,17 @@ class Predictor:
         drop_traces(program)
         return write_folder(Path(folder), program, sheet, version)
 
+    def compile(self, plan: Plan, precision: str = FLOAT32, integrated: bool = False) -> Compiled:
+        """Return a plan, ready to run.
+
+        Raises:
+            NoActiveSite: None of its sites reaches an output.
+        """
+        return self._preparation.compile(plan, precision, integrated)
+
     def mode(self, scope: str = "pass", **plan: Any) -> str:
         """Return how the passes of a plan run together: folded, vmapped or looped."""
-        return self._compile(make_plan(self.sites, **{"variant": self.variant, **plan})).mode(scope == "row")
-
-    def _compile(self, plan: Plan, precision: str = FLOAT32, integrated: bool = False) -> Compiled:
-        key = _key(plan, precision, integrated)
-        with self._lock:
-            if key not in self._compiled:
-                outputs = tuple(output.name for output in self.outputs) if integrated else ()
-                compiled = Compiled(self._captured, plan, precision, outputs)
-                if not integrated and not any(compiled.stochastic):
-                    raise NoActiveSite(f"the sites {', '.join(plan)} do not reach any output; activate others")
-                self._compiled[key] = compiled
-            self._compiled.move_to_end(key)
-            while len(self._compiled) > _PLANS_KEPT:
-                self._compiled.popitem(last=False)
-            return self._compiled[key]
-
-    def _eval_modules(self) -> Iterator[str]:
-        for module in self.lost:
-            yield f"module {module} runs in eval mode: if it is random in training, that is not in the variance"
-
-    def _fixed_outputs(self, compiled: Compiled) -> tuple[str, ...]:
-        return tuple(
-            f"output {output.name!r}: no active site reaches it, so its variance is 0"
-            for output, noisy in zip(self.outputs, compiled.stochastic, strict=True)
-            if not noisy
-        )
-
-
-def _key(plan: Plan, precision: str, integrated: bool) -> tuple[Any, ...]:
-    return precision, integrated, frozenset(plan.items())
+        return self.compile(make_plan(self.sites, **{"variant": self.variant, **plan})).mode(scope == "row")
 
 
 def _task(task: str) -> Task:

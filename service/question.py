@@ -1,15 +1,13 @@
 """A caller's checked request of a plan, and several of them answered by one run; it does not know how it was sent."""
 
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import cached_property
 
+from service.job import Result, Steps
 from service.prediction import Prediction, unfinite_rows
 from service.run import Answers, Part, Run, Step
 from service.tolerance import unsettled_rows
-
-_Result = TypeVar("_Result")
-Steps = Generator[None, None, _Result]
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Question:
     notes: tuple[str, ...] = ()
     model: str = ""
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """How many rows it has."""
         return self.part.rows
@@ -45,24 +43,29 @@ class Question:
         """The relative standard error of a row's variances at which its passes end."""
         return self.part.ask.tolerance
 
-    @property
+    @cached_property
     def kind(self) -> Hashable:
         """What its cost for each row and pass depends on."""
         return id(self.run.compiled), self._lengths(), self.part.ask.per_row
 
-    @property
+    @cached_property
     def key(self) -> Hashable | None:
         """What questions have in common that one run can answer; None where it is answered alone."""
         ask = self.part.ask
         return None if self.run.couples_rows else (self.kind, ask.seed, ask.estimator)
 
+    @cached_property
+    def most_rows(self) -> int:
+        """How many rows like its own can run together."""
+        return self.run.rows_together(self.part)
+
     def fits(self, others: Sequence["Question"]) -> bool:
         """Tell whether it can run together with others of its key."""
-        return sum(each.rows for each in others) + self.rows <= self.run.rows_together(self.part)
+        return sum(each.rows for each in others) + self.rows <= self.most_rows
 
-    def in_steps(self, step: Step) -> "Question":
-        """Return it as one that lets others have their turn after each step."""
-        return replace(self, run=replace(self.run, step=step))
+    def served(self, model: str, step: Step) -> "Question":
+        """Return it as one of a model's that lets others have their turn after each step."""
+        return replace(self, model=model, run=replace(self.run, step=step))
 
     def waited_for(self, is_wanted: Callable[[], bool]) -> "Question":
         """Return it as one that is given up once nobody waits for it."""
@@ -88,18 +91,12 @@ class Question:
         return tuple((x.shape[1:], x.dtype) for x in self.part.tensors)
 
 
-def together(questions: Sequence[Question]) -> Steps[list[Prediction | None]]:
-    """Answer questions of one key by one run, a chunk of passes a step; None for one that nobody waited for."""
-    found = yield from questions[0].run.steps([each.part for each in questions])
-    pairs = zip(questions, found, strict=True)
-    return [None if answers is None else question.prediction(answers) for question, answers in pairs]
+def together(questions: Sequence[Question]) -> Steps[Prediction]:
+    """Answer questions of one key by one run, a chunk of passes a step, each once it has had its passes."""
+    for found in questions[0].run.steps([each.part for each in questions]):
+        yield {place: questions[place].prediction(answers) for place, answers in found.items()}
 
 
-def finished(steps: Steps[_Result]) -> _Result:
-    """Take all steps and return what they lead to."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: _Result = end.value
-            return result
+def finished(steps: Steps[Result]) -> dict[int, Result]:
+    """Take all steps and return what they lead to, by its place."""
+    return {place: result for found in steps for place, result in found.items()}

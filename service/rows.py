@@ -11,24 +11,32 @@ import torch
 from torch import Tensor
 
 from service.errors import InvalidInput
+from service.graph.tables import NOWHERE
 from service.signature import Input
 
 Given = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
-def read_rows(inputs: Sequence[Input], given: Given, device: torch.device) -> tuple[Tensor, ...]:
+def read_rows(
+    inputs: Sequence[Input], given: Given, device: torch.device, tables: Sequence[Tensor | None] = ()
+) -> tuple[Tensor, ...]:
     """Return one tensor for each input, checked and standardised, on the device.
 
     Args:
         inputs: What the network takes.
         given: A tensor [B, …] for a single input, a tuple in the inputs' order, or a mapping by name.
         device: Where the network is.
+        tables: For each input, how long the tables are that its numbers are looked up in, as `table_lengths` tells.
 
     Raises:
         InvalidInput: Something does not fit; the message names input, row and feature.
     """
-    tensors = [_read_one(spec, value).to(device) for spec, value in zip(inputs, _by_order(inputs, given), strict=True)]
-    rows = {spec.name: len(tensor) for spec, tensor in zip(inputs, tensors, strict=True)}
+    read = [_read_one(spec, value) for spec, value in zip(inputs, _by_order(inputs, given), strict=True)]
+    for spec, tensor, lengths in zip(inputs, read, tables, strict=False):
+        if lengths is not None:
+            _check_places(spec, tensor.cpu(), lengths)
+    tensors = [tensor.to(device) for tensor in read]
+    rows = {spec.name: tensor.shape[0] for spec, tensor in zip(inputs, tensors, strict=True)}
     if len(set(rows.values())) > 1:
         raise InvalidInput(f"the inputs have different numbers of rows: {rows}; give every input the same rows")
     return tuple(standardise(spec, tensor) for spec, tensor in zip(inputs, tensors, strict=True))
@@ -91,8 +99,21 @@ def _check_range(spec: Input, tensor: Tensor, dtype: torch.dtype) -> None:
         )
 
 
+def _check_places(spec: Input, tensor: Tensor, lengths: Tensor) -> None:
+    """Refuse what is looked up where there is nothing, which on a GPU would end the whole process."""
+    outside = (tensor >= lengths) | ((tensor < 0) & (lengths < NOWHERE))
+    if bool(outside.any()):
+        row, *place = outside.nonzero()[0].tolist()
+        value, length = tensor[(row, *place)].item(), lengths.expand(tensor.shape)[(row, *place)].item()
+        where = f"position {place}" if place else "the value"
+        raise InvalidInput(
+            f"input {spec.name!r}, row {row}, {where} is {value}, and the network's table has the places 0 to "
+            f"{int(length) - 1}; give numbers in that range"
+        )
+
+
 def _check_shape(spec: Input, tensor: Tensor) -> None:
-    if tensor.dim() and not len(tensor):
+    if tensor.dim() and not tensor.shape[0]:
         raise InvalidInput(f"input {spec.name!r} has no rows; give one at least")
     expected = ("rows", *("any" if size < 0 else size for size in spec.shape))
     row = tuple(tensor.shape[1:])

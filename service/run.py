@@ -4,7 +4,7 @@ Rows of several asks run together where their noise is the same; each keeps its 
 does not know who asked or what else is running.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from time import perf_counter
@@ -16,7 +16,7 @@ from torch import Tensor
 from service.ask import Ask
 from service.conditional import ConditionalAccumulator
 from service.datasheet import MIN_PASSES
-from service.errors import TooLarge
+from service.errors import InvalidInput, TooLarge
 from service.graph.capture import Captured
 from service.graph.compiled import Compiled
 from service.graph.drawing import Draw
@@ -24,10 +24,12 @@ from service.graph.footprint import Footprint
 from service.graph.nodes import returned, value_of
 from service.graph.rates import measured
 from service.group import Group, Quantities, Rule, Statistics
+from service.job import Steps
 from service.quantities import Accumulator, needs_samples
 from service.signature import Output
 
 Answers = dict[str, dict[str, Tensor]]
+_OUTSIDE = "index out of range in self"  # torch's words on the CPU
 
 
 def _always() -> bool:
@@ -55,7 +57,7 @@ class Part:
     @property
     def rows(self) -> int:
         """How many rows."""
-        return len(self.tensors[0])
+        return self.tensors[0].shape[0]
 
     @property
     def rule(self) -> tuple[Any, ...]:
@@ -137,28 +139,41 @@ class Run:
                 f"passes, past the limit of {self.memory_bytes}; ask for fewer rows or passes"
             )
 
-    def steps(self, parts: Sequence[Part]) -> Generator[None, None, list[Answers | None]]:
-        """Run the passes, a chunk a step, and return each part's quantities by output, [B, …] each.
+    def steps(self, parts: Sequence[Part]) -> Steps[Answers]:
+        """Run the passes, a chunk a step; give a part's quantities by output, [B, …] each, once it has had its passes.
 
         Args:
             parts: Of asks that agree in seed, scope and estimator; several fit together into one block.
 
-        Returns:
-            None for a part that nobody waited for any more.
+        Raises:
+            InvalidInput: The network computes places from an input that are not in its table.
         """
+        try:
+            yield from self._steps(parts)
+        except IndexError as error:
+            if _OUTSIDE not in str(error):
+                raise
+            raise InvalidInput(
+                "the network looks up numbers of the inputs in a table that is shorter; give smaller ones, none below 0"
+            ) from None
+
+    def _steps(self, parts: Sequence[Part]) -> Steps[Answers]:
         footprint = self.compiled.footprint(parts[0].tensors, parts[0].ask.per_row)
-        if len(parts) > 1:
-            found = yield from _Block(self, footprint, parts).steps()
-            return [None if each is None else self._named(each) for each in found]
-        part = parts[0]
-        block, blocks = self.rows_together(part), []
-        for at in range(0, part.rows, block):
-            own = part if block >= part.rows else part.block(at, block)
-            (one,) = yield from _Block(self, footprint, [own]).steps()
-            if one is None:
-                return [None]
-            blocks.append(one)
-        return [self._named([_joined([one[index] for one in blocks]) for index in range(len(self.outputs))])]
+        if len(parts) == 1:
+            yield from self._in_blocks(parts[0], footprint)
+            return
+        for found in _Block(self, footprint, parts).steps():
+            yield {place: self._named(each) for place, each in found.items()}
+
+    def _in_blocks(self, part: Part, footprint: Footprint) -> Steps[Answers]:
+        size, blocks = self.rows_together(part), list[Quantities]()
+        for at in range(0, part.rows, size):
+            own = part if size >= part.rows else part.block(at, size)
+            for found in _Block(self, footprint, [own]).steps():
+                blocks += found.values()
+                yield {0: self._named(_joined(blocks))} if len(blocks) * size >= part.rows else {}
+            if len(blocks) * size <= at:
+                return  # nobody waits any more
 
     def reached_by_noise(self) -> list[bool]:
         """Tell for each output whether passes differ."""
@@ -215,28 +230,28 @@ class _Block:
 
     def __init__(self, run: Run, footprint: Footprint, parts: Sequence[Part]) -> None:
         self.run, self.footprint, self.ask = run, footprint, parts[0].ask
-        rules = dict.fromkeys(part.rule for part in parts)
-        together = [[part for part in parts if part.rule == rule] for rule in rules]
-        ordered = [part for own in together for part in own]
+        rules: dict[tuple[Any, ...], list[int]] = {}
+        for place, part in enumerate(parts):
+            rules.setdefault(part.rule, []).append(place)
+        ordered = [parts[place] for own in rules.values() for place in own]
         self.tensors, self.rows = _together(ordered), _noise_rows(ordered)
-        self.groups = [run.group(own) for own in together]
-        self.homes = {id(part): (group, index) for group, own in zip(self.groups, together, strict=True)
-                      for index, part in enumerate(own)}  # fmt: skip
-        self.parts = parts
+        self.groups = [run.group([parts[place] for place in own]) for own in rules.values()]
+        self.places = dict(zip(self.groups, rules.values(), strict=True))
         self.values = run.compiled.trunk(self.tensors)
         self.before: tuple[int, float] | None = None  # how many passes the last step ran, and its seconds
 
-    def steps(self) -> Generator[None, None, list[Quantities | None]]:
-        """Run a chunk a step; return the quantities of each part."""
+    def steps(self) -> Steps[Quantities]:
+        """Run a chunk a step; give the quantities of the parts that have had their passes."""
         passes = 0
         while self.groups:
             passes = self._run_chunk(passes)
-            self._go_on([group.look(passes) for group in self.groups])
-            if self.groups:
-                yield
-                self._go_on([group.leave() for group in self.groups])
-        homes = [self.homes[id(part)] for part in self.parts]
-        return [group.found(index) for group, index in homes]
+            looked = [(group, group.look(passes)) for group in self.groups]
+            found: dict[int, Quantities] = {}
+            for group in (group for group, kept in looked if kept is not None):
+                found |= {self.places[group][index]: each for index, each in group.answered().items()}
+            self._go_on([kept for _, kept in looked])
+            yield found
+            self._go_on([group.leave() for group in self.groups])
 
     def _run_chunk(self, first: int) -> int:
         """Run the next passes and return how many have run."""
@@ -285,8 +300,9 @@ def _noise_rows(parts: Sequence[Part]) -> Sequence[int] | None:
     return [row for each in several for row in each or ()]
 
 
-def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _joined(blocks: Sequence[Quantities]) -> Quantities:
     """Put the quantities of several blocks of rows behind one another."""
-    if len(parts) == 1:
-        return parts[0]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    if len(blocks) == 1:
+        return blocks[0]
+    outputs = zip(*blocks, strict=True)
+    return [{name: torch.cat([each[name] for each in several]) for name in several[0]} for several in outputs]

@@ -1,28 +1,29 @@
-"""Concurrent jobs → runs, one step at a time in one thread; it knows no tensors' meaning and no HTTP.
+"""Concurrent jobs → runs, one step at a time in a thread; it knows no tensors' meaning and no HTTP.
 
 A job waits until the thread is free; jobs of one key that wait then and cost about as much run together, so that a run
 holds what queued while the last one worked and nobody waits on purpose. Cheaper jobs come first; of those that cost
 about as much, the one that came first: a long run is set aside between two of its steps, and equal ones are done in
 turn instead of all at once. Costs of an order of magnitude that have had no step for a while get one, so none starves.
+Who runs with others is answered once its own steps are done.
 """
 
 import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from threading import Condition, Thread
+from threading import Condition, Lock, Thread
 from typing import Generic
 
 from service.errors import DeadlineExceeded, Draining, Overloaded
-from service.job import Job, Result, Work, level_of
+from service.job import Job, Result, Steps, Work, level_of
 
 _log = logging.getLogger("thinnet")
 _AGE_S = 1.0
 _LOOK_S = 0.02
+_LEAST_S, _LITTLE_S = 1e-3, 1e-2  # a job, and all together, that cost no more than to wake a thread and be woken
 _LEAST_WAIT_S = 1.0
-Steps = Generator[None, None, Sequence[Result | None]]
 
 
 @dataclass(eq=False)
@@ -32,6 +33,7 @@ class _Run(Generic[Result]):
     jobs: list[Job[Result]]
     steps: Steps[Result]
     spent_s: float = 0.0
+    answered: int = 0
 
     @property
     def level(self) -> int:
@@ -53,10 +55,10 @@ class Scheduler(Generic[Result]):
     """One thread that steps through runs.
 
     Args:
-        start: Makes the steps of a run from its jobs; they lead to the jobs' results, None for one that was given up.
+        start: Makes the steps of a run from its jobs; they lead to a result for each that is not given up.
         max_wait_s: How many seconds of work may be ahead of a job that is accepted.
         max_jobs: How many jobs may be accepted and not done.
-        finished: Called in the thread with the jobs of a run that has ended well.
+        finished: Called with the jobs of a run that has ended well, and its seconds, before the last are answered.
     """
 
     def __init__(
@@ -64,14 +66,15 @@ class Scheduler(Generic[Result]):
         start: Callable[[Sequence[Job[Result]]], Steps[Result]],
         max_wait_s: float = math.inf,
         max_jobs: int = 1 << 30,
-        finished: Callable[[Sequence[Job[Result]]], None] = lambda jobs: None,
+        finished: Callable[[Sequence[Job[Result]], float], None] = lambda jobs, spent_s: None,
     ) -> None:
         self._start, self._finished = start, finished
         self._max_wait_s, self._max_jobs = max_wait_s, max_jobs
         self._waiting: list[Job[Result]] = []
         self._active: list[_Run[Result]] = []
+        self._accepted_s = 0.0  # what everything that waits or runs costs
         self._stepped: dict[int, float] = {}  # by the order of magnitude of the cost: when one of these stepped last
-        self._changed = Condition()
+        self._changed, self._turn = Condition(), Lock()
         self._moved = time.monotonic()
         self._thread: Thread | None = None
         self.closed = False
@@ -92,13 +95,14 @@ class Scheduler(Generic[Result]):
         """For how many seconds the thread has not moved though it had work."""
         return time.monotonic() - self._moved if self.in_flight else 0.0
 
-    def submit(self, work: Work, cost_s: float, timeout_s: float = math.inf) -> Job[Result]:
+    def submit(self, work: Work, cost_s: float, timeout_s: float = math.inf, *, wake: bool = True) -> Job[Result]:
         """Accept work.
 
         Args:
             work: What is to be done.
             cost_s: How long it is expected to take alone.
             timeout_s: After how many seconds it is given up.
+            wake: Whether the thread begins now; else `attend` is to be called, which may be for several together.
 
         Raises:
             Overloaded: As much is accepted as may be.
@@ -109,14 +113,35 @@ class Scheduler(Generic[Result]):
             if self.closed:
                 raise Draining("the server is stopping; ask another one, or again later")
             self._check_room(cost_s)
-            if not self.in_flight:
+            if not (self._waiting or self._active):
                 self._moved = time.monotonic()
             self._waiting.append(job)
-            if self._thread is None:
-                self._thread = Thread(target=self._work, name="compute", daemon=True)
-                self._thread.start()
-            self._changed.notify()
+            self._accepted_s += cost_s
+            if wake:
+                self._wake()
         return job
+
+    def attend(self) -> None:
+        """Have done what was submitted: here and now where that is sooner done than a thread woken, else there."""
+        if self._is_little() and self._turn.acquire(blocking=False):
+            try:
+                while self._waiting and not self._active:
+                    self._advance()
+            finally:
+                self._turn.release()
+        with self._changed:
+            if self._waiting or self._active:
+                self._wake()
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._thread = Thread(target=self._work, name="compute", daemon=True)
+            self._thread.start()
+        self._changed.notify()
+
+    def _is_little(self) -> bool:
+        waiting = list(self._waiting)
+        return not self._active and self._accepted_s <= _LITTLE_S and all(job.cost_s <= _LEAST_S for job in waiting)
 
     def check_room(self) -> None:
         """Check that a job as short as the shortest that waits would be accepted now.
@@ -124,9 +149,17 @@ class Scheduler(Generic[Result]):
         Raises:
             Overloaded: It would not.
         """
-        self._check_room(min((job.cost_s for job in list(self._waiting)), default=0.0))
+        if not self._has_room():
+            self._check_room(min((job.cost_s for job in list(self._waiting)), default=0.0))
+
+    def _has_room(self) -> bool:
+        """Tell whether there is room whatever is ahead, without looking at each job."""
+        count = len(self._waiting) + sum(len(run.jobs) for run in list(self._active))
+        return count < self._max_jobs and self._accepted_s <= self._max_wait_s
 
     def _check_room(self, cost_s: float) -> None:
+        if self._has_room():
+            return
         count, ahead_s = self.in_flight, self._ahead_s(cost_s)
         if count >= self._max_jobs or (count and ahead_s > self._max_wait_s):
             raise Overloaded(
@@ -171,10 +204,16 @@ class Scheduler(Generic[Result]):
                     if self.closed:
                         return
                     self._changed.wait()
-                self._moved = time.monotonic()
-                run = self._next()
-            if run is not None:
-                self._step(run)
+            with self._turn:
+                self._advance()
+
+    def _advance(self) -> None:
+        """Take the next step; whoever does has the turn."""
+        with self._changed:
+            self._moved = time.monotonic()
+            run = self._next()
+        if run is not None:
+            self._step(run)
 
     def _next(self) -> _Run[Result] | None:
         """Return the run that steps next, made of waiting jobs where these come first."""
@@ -194,19 +233,25 @@ class Scheduler(Generic[Result]):
         return self._begin(head, now) if isinstance(head, Job) else head
 
     def _drop_unwanted(self) -> None:
+        kept = []
         for job in self._waiting:
-            if not job.is_wanted():
+            if job.is_wanted():
+                kept.append(job)
+            else:
                 job.fail(_too_late())
-        self._waiting = [job for job in self._waiting if not job.future.done()]
+                self._accepted_s -= job.cost_s
+        self._waiting = kept
 
     def _begin(self, first: Job[Result], now: float) -> _Run[Result]:
-        jobs = [first]
-        for job in self._waiting if first.work.key is not None and not first.alone else ():
-            alike = job is not first and not job.alone and job.level == first.level and job.work.key == first.work.key
-            if alike and job.work.fits([each.work for each in jobs]):
+        jobs, others = [first], []
+        key = None if first.alone else first.work.key
+        for job in self._waiting:
+            alike = key is not None and not job.alone and job.level == first.level and job.work.key == key
+            if alike and job is not first and job.work.fits([each.work for each in jobs]):
                 jobs.append(job)
-        taken = set(map(id, jobs))
-        self._waiting = [job for job in self._waiting if id(job) not in taken]
+            elif job is not first:
+                others.append(job)
+        self._waiting = others
         for job in jobs:
             job.queue_s, job.together = now - job.arrived, len(jobs)
         run = _Run(jobs, self._start(jobs))
@@ -214,38 +259,40 @@ class Scheduler(Generic[Result]):
         return run
 
     def _step(self, run: _Run[Result]) -> None:
-        began = time.monotonic()
-        if not run.is_wanted():
-            run.steps.close()
-            self._end(run, [None] * len(run.jobs))
-            return
+        began, found = time.monotonic(), None
         try:
-            next(run.steps)
-        except StopIteration as end:
-            self._spend(run, began)
-            self._end(run, end.value)
+            if run.is_wanted():
+                found = next(run.steps, None)
         except Exception as error:  # whatever a network raises, it ends this run alone
             self._fail(run, error)
-        else:
-            self._spend(run, began)
-
-    def _spend(self, run: _Run[Result], began: float) -> None:
+            return
         run.spent_s += time.monotonic() - began
-        for job in run.jobs:
-            job.compute_s = run.spent_s
+        if found is None:
+            self._end(run)
+        else:
+            self._answer(run, found)
 
-    def _end(self, run: _Run[Result], results: Sequence[Result | None]) -> None:
+    def _answer(self, run: _Run[Result], found: Mapping[int, Result]) -> None:
+        run.answered += len(found)
+        if run.answered == len(run.jobs):
+            self._end_well(run)
+        for place, result in found.items():
+            run.jobs[place].compute_s = run.spent_s
+            run.jobs[place].end(result)
+
+    def _end_well(self, run: _Run[Result]) -> None:
         self._remove(run)
-        if all(result is not None for result in results):
-            try:
-                self._finished(run.jobs)
-            except Exception:  # who looks on must not end the thread
-                _log.exception("what follows a run failed")
-        for job, result in zip(run.jobs, results, strict=True):
-            if result is None:
-                job.fail(_too_late())
-            else:
-                job.end(result)
+        try:
+            self._finished(run.jobs, run.spent_s)
+        except Exception:  # who looks on must not end the thread
+            _log.exception("what follows a run failed")
+
+    def _end(self, run: _Run[Result]) -> None:
+        """End a run that nobody waits for any more."""
+        run.steps.close()
+        self._remove(run)
+        for job in run.jobs:
+            job.fail(_too_late())
 
     def _fail(self, run: _Run[Result], error: Exception) -> None:
         """Let a run's only job fail, or try each of several by itself: one of them must not fail the others."""
@@ -253,14 +300,17 @@ class Scheduler(Generic[Result]):
         if len(run.jobs) == 1:
             run.jobs[0].fail(error)
             return
+        left = [job for job in run.jobs if not job.future.done()]
         with self._changed:
-            for job in run.jobs:
+            for job in left:
                 job.alone = True
-            self._waiting = [*run.jobs, *self._waiting]
+                self._accepted_s += job.cost_s
+            self._waiting = [*left, *self._waiting]
 
     def _remove(self, run: _Run[Result]) -> None:
         with self._changed:
             self._active.remove(run)
+            self._accepted_s -= sum(job.cost_s for job in run.jobs)
 
 
 def _too_late() -> DeadlineExceeded:

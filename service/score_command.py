@@ -1,8 +1,9 @@
 """`thinnet score`: it parses, picks an engine, shows how it goes, and says what was done."""
 
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, cast
@@ -17,10 +18,14 @@ from service.scoring.progress import SILENT, Bar, Lines, Watch
 from service.scoring.source import OpenTable, open_source
 from service.scoring.table import OnError, Summary, score_table
 from service.scoring.work_folder import place_of
+from service.settings import caller_settings
 
 LEFT_OUT = 3
 INTERRUPTED = 130
+_TOLD_EVERY_S = 10.0
 ENGINES = ("local", "ray")
+Way = tuple[OpenEngine, OpenTable]
+"""What opens the engine, and what opens the table for it."""
 
 
 def score(
@@ -31,6 +36,9 @@ def score(
     model: Annotated[str, typer.Option(help="The model's folder; with --url its name.")] = "",
     engine: Annotated[str, typer.Option(help="What answers: 'local', this process, or 'ray'.")] = "local",
     url: Annotated[str | None, typer.Option(help="A server that answers, instead of an engine.")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="A file with the key that the server is shown; else THINNET_API_KEY.")
+    ] = None,
     version: options.Version = None,
     passes: options.Passes = None,
     variant: options.VariantName = None,
@@ -64,7 +72,8 @@ def score(
     asked = options.asked(passes, variant, p, seed, scope, estimator, tolerance, precision, quantity)
     watch = SILENT if quiet else _watch(threshold)
     try:
-        with staged(source, output) as (rows, result), _engine(engine, url, model, device) as (open_engine, open_table):
+        way = _engine(engine, model, device) if url is None else _server(url, api_key_file, model, quiet)
+        with staged(source, output) as (rows, result), way as (open_engine, open_table):
             summary = score_table(
                 rows,
                 result,
@@ -91,15 +100,17 @@ def _kept(output: Path) -> str:
     return "what is done is kept: the same command goes on, --restart throws it away" if is_kept else ""
 
 
-@contextmanager
-def _engine(engine: str, url: str | None, model: str, device: str) -> Iterator[tuple[OpenEngine, OpenTable]]:
-    """Give what opens the engine, and what opens the table for it."""
-    folder = Path(model or "models")
-    if url is not None:
-        from service.scoring.remote import open_server
+def _server(url: str, api_key_file: Path | None, model: str, quiet: bool) -> AbstractContextManager[Way]:
+    from service.scoring.remote import Server, open_server
 
-        yield open_server(url, model or None), open_source
-    elif engine == "ray":
+    _tell_of_waits(quiet)
+    return nullcontext((open_server(Server(url, caller_settings(api_key_file).key()), model or None), open_source))
+
+
+@contextmanager
+def _engine(engine: str, model: str, device: str) -> Iterator[Way]:
+    folder = Path(model or "models")
+    if engine == "ray":
         from service.cluster.scoring import ray_run
 
         with ray_run(folder, device) as run:
@@ -113,6 +124,21 @@ def _engine(engine: str, url: str | None, model: str, device: str) -> Iterator[t
         yield open_folder(folder, device), open_source
     else:
         raise BadRequest(f"there is no engine {engine!r}; give one of {', '.join(ENGINES)}, or --url")
+
+
+def _tell_of_waits(quiet: bool) -> None:
+    """Say now and then that a server is waited for, instead of the retrying library's lines for a service's log."""
+    from stamina.instrumentation import RetryDetails, set_on_retry_hooks
+
+    told_at = -_TOLD_EVERY_S
+
+    def tell(details: RetryDetails) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= _TOLD_EVERY_S:
+            told_at = time.monotonic()
+            print(f"waiting: {details.caused_by}", file=sys.stderr)
+
+    set_on_retry_hooks(() if quiet else (tell,))
 
 
 def _watch(threshold: float | None) -> Watch:

@@ -1,13 +1,16 @@
 """Every knob of the service, once: name, default, unit, help; the only place that reads environment variables.
 
-Each setting is `THINNET_<NAME>` in the environment and, for `thinnet serve`, an option of the same name.
+Each setting is `THINNET_<NAME>` in the environment and, for `thinnet serve`, an option of the same name. A secret is
+never an option: every user of a machine sees the others' command lines.
 """
 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import InvalidSettings
 
 _MIB = 1 << 20
 
@@ -90,3 +93,33 @@ class Settings(BaseSettings):
     telemetry: Annotated[
         bool, Field(description="OpenTelemetry traces and metrics, to where the OTEL_… variables say")
     ] = False
+
+
+class CallerSettings(BaseSettings):
+    """What one who calls a server can be told."""
+
+    model_config = SettingsConfigDict(env_prefix="THINNET_", extra="forbid", frozen=True)
+
+    api_key: Annotated[SecretStr | None, Field(description="key that `thinnet score --url` shows the server")] = None
+    api_key_file: Annotated[Path | None, Field(description="file with that key, instead of it")] = None
+
+    def key(self) -> str | None:
+        """Return the key; a file's where one is named.
+
+        Raises:
+            InvalidSettings: The file cannot be read, or is empty.
+        """
+        if self.api_key_file is None:
+            return self.api_key.get_secret_value() if self.api_key is not None else None
+        try:
+            key = self.api_key_file.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidSettings(f"api_key_file {self.api_key_file} cannot be read: {error}; check the path") from None
+        if not key:
+            raise InvalidSettings(f"api_key_file {self.api_key_file} is empty; write the key into it")
+        return key
+
+
+def caller_settings(api_key_file: Path | None = None) -> CallerSettings:
+    """Return a caller's settings, with the file of the key where it was given."""
+    return CallerSettings() if api_key_file is None else CallerSettings(api_key_file=api_key_file)

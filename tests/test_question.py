@@ -42,8 +42,7 @@ def rows(count: int, seed: int) -> Tensor:
     return torch.randn(count, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def same(found: Prediction | None, expected: Prediction, **allowed: float) -> None:
-    assert found is not None
+def same(found: Prediction, expected: Prediction, **allowed: float) -> None:
     assert (found.passes, found.seed, found.scope, found.notes) == (
         expected.passes, expected.seed, expected.scope, expected.notes,
     )  # fmt: skip
@@ -77,8 +76,10 @@ def test_each_is_answered_as_if_it_were_alone(plan: dict[str, Any]) -> None:
     assert several[1].fits(several[:1])
 
     allowed = {"rtol": 0.02, "atol": 1e-3} if plan.get("precision") else {}
-    for found, alone in zip(finished(together(several)), several, strict=True):
-        same(found, finished(together([alone]))[0] or pytest.fail("nothing"), **allowed)
+    answers = finished(together(several))
+    assert sorted(answers) == list(range(len(several)))
+    for place, alone in enumerate(several):
+        same(answers[place], finished(together([alone]))[0], **allowed)
 
 
 @pytest.mark.parametrize("gone", [[0], [2], [0, 2], [4], [1, 4, 5]])
@@ -90,18 +91,28 @@ def test_those_who_leave_change_nothing_for_the_others(gone: Sequence[int]) -> N
         return stepped < 1
 
     mixed = [each.waited_for(still) if index in gone else each for index, each in enumerate(several)]
-    steps, answers = together(mixed), None
-    while answers is None:
-        try:
-            next(steps)
-        except StopIteration as end:
-            answers = end.value
+    answers = {}
+    for found in together(mixed):
+        answers |= found
         stepped += 1
 
-    assert [answer is None for answer in answers] == [index in gone for index in range(len(several))]
-    for answer, alone in zip(answers, several, strict=True):
-        if answer is not None:
-            same(answer, finished(together([alone]))[0] or pytest.fail("nothing"))
+    assert sorted(answers) == [index for index in range(len(several)) if index not in gone]
+    for index, answer in answers.items():
+        same(answer, finished(together([several[index]]))[0])
+
+
+def test_each_is_answered_once_it_has_had_its_passes() -> None:
+    several = questions(classifier(), {})
+    step = Step(128, 10.0)  # the first steps hold less than the least asks for
+    answered = list(together([each.served("", step) for each in several]))
+    order = [place for found in answered for place in found]
+    passes = [each.passes for found in answered for each in found.values()]
+
+    assert sorted(order) == list(range(len(several))), "each once"
+    assert passes == sorted(passes)
+    assert order[:4] == [3, 0, 2, 1], "17 passes, then 40, then 90"
+    assert passes[4] < passes[-1], "rows of one rule that end apart are answered apart"
+    assert [0, 2] in map(list, answered), "what ends together is"
 
 
 def test_nothing_runs_once_everybody_has_left() -> None:
@@ -109,20 +120,20 @@ def test_nothing_runs_once_everybody_has_left() -> None:
     small = replace(asked, run=replace(asked.run, memory_bytes=1 << 16))
     steps = together([small.waited_for(lambda: False)])
     next(steps)
-    assert finished(steps) == [None]
+    assert finished(steps) == {}
 
 
 def test_rows_run_in_blocks_of_the_size_allowed_and_say_the_same() -> None:
     whole = classifier().question(rows(50, 1), Asked(passes=30))
-    parts = whole.in_steps(Step(7, 10.0))
+    parts = whole.served("", Step(7, 10.0))
 
-    same(finished(together([parts]))[0], finished(together([whole]))[0] or pytest.fail("nothing"))
+    same(finished(together([parts]))[0], finished(together([whole]))[0])
     assert not parts.fits([parts])
     assert whole.fits([parts])
 
 
 def test_a_step_of_passes_is_as_long_as_it_may_be() -> None:
-    asked = classifier().question(rows(50, 1), Asked(passes=4000)).in_steps(Step(100, 0.002))
+    asked = classifier().question(rows(50, 1), Asked(passes=4000)).served("", Step(100, 0.002))
     took, steps = [], together([asked])
     while True:
         began = time.perf_counter()

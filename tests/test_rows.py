@@ -1,5 +1,6 @@
 """Rows become the network's tensors, or are refused with input, row and feature."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from service.errors import InvalidInput
+from service.graph.tables import NOWHERE
 from service.rows import check_finite, read_rows, standardise
 from service.signature import Input
 
@@ -36,6 +38,23 @@ def test_a_single_input_may_be_a_tensor_an_array_lists_a_tuple_or_a_mapping(give
 
     assert x.dtype == torch.float32
     assert torch.equal(x, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(("given", "told"), [([[0, 7]], "[1] is 7"), ([[3, 3], [-1, 0]], "[0] is -1")])
+def test_what_is_looked_up_is_in_the_table(given: list[list[int]], told: str) -> None:
+    match = rf"input 'tokens', row {len(given) - 1}, position {re.escape(told)}, and .* has the places 0 to 6; give"
+    with pytest.raises(InvalidInput, match=match):
+        read_rows((X, TOKENS), (torch.ones(len(given), 3), torch.tensor(given)), CPU, (None, torch.tensor(7)))
+    assert read_rows((TOKENS,), [[0, 6]], CPU, (torch.tensor(7),))
+
+
+def test_a_column_that_is_looked_up_nowhere_is_free() -> None:
+    tables = (torch.tensor([3, NOWHERE]),)
+    assert read_rows((TOKENS,), [[2, -5], [0, 900]], CPU, tables)
+    with pytest.raises(
+        InvalidInput, match=r"row 1, position \[0\] is 3, and the network's table has the places 0 to 2"
+    ):
+        read_rows((TOKENS,), [[2, -5], [3, 1]], CPU, tables)
 
 
 def test_several_inputs_go_by_order_or_by_name() -> None:

@@ -4,26 +4,27 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
-from threading import Event
+from threading import Event, current_thread
 from typing import Any
 
 import pytest
 
 from service.errors import DeadlineExceeded, Draining, Overloaded
-from service.job import Job
-from service.scheduler import Scheduler, Steps
+from service.job import Job, Steps
+from service.scheduler import Scheduler
 
 SOON_S = 10.0
 
 
 @dataclass(eq=False)
 class Task:
-    """Work of some steps; `fault` is raised at the first."""
+    """Work of some steps; `fault` is raised at one of them."""
 
     name: str
     key: str | None = "same"
     steps: int = 1
     fault: Exception | None = None
+    fault_at: int = 0
     room: int = 100
 
     def fits(self, others: Sequence["Task"]) -> bool:
@@ -36,6 +37,7 @@ class Bench:
 
     told: list[str] = field(default_factory=list)
     go: Event = field(default_factory=Event)
+    threads: list[str] = field(default_factory=list)
     step_s: float = 0.0
     jobs: list[Job[str]] = field(default_factory=list)
 
@@ -45,14 +47,14 @@ class Bench:
         for step in range(max(task.steps for task in tasks)):
             assert self.go.wait(SOON_S)
             for task in tasks:
-                if task.fault is not None:
+                if task.fault is not None and task.fault_at == step:
                     self.told.append(f"{names} fails")
                     raise task.fault
             self.told.append(f"{names} {step}")
+            self.threads.append(current_thread().name)
             time.sleep(self.step_s)
-            if step + 1 < max(task.steps for task in tasks):
-                yield
-        return [task.name if job.is_wanted() else None for job, task in zip(jobs, tasks, strict=True)]
+            done = [place for place, task in enumerate(tasks) if task.steps == step + 1]
+            yield {place: tasks[place].name for place in done if jobs[place].is_wanted()}
 
 
 @pytest.fixture
@@ -97,6 +99,58 @@ def test_what_queued_while_the_last_run_worked_runs_together(bench: Bench, make:
     assert sorted(bench.told) == ["a+b+d 0", "c 0", "first 0"]
     assert [job.together for job in jobs] == [1, 3, 3, 1, 3]
     assert all(job.queue_s > 0 for job in jobs[1:])
+
+
+def test_what_is_sooner_done_than_a_thread_woken_is_done_at_once(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    bench.go.set()
+    scheduler = make()
+    jobs = [scheduler.submit(Task(*task), 1e-4, wake=False) for task in (("a",), ("b",), ("c", "other"))]
+    assert not bench.told, "several are attended to together"
+    scheduler.attend()
+
+    assert [job.future.result(0) for job in jobs] == ["a", "b", "c"]
+    assert bench.told == ["a+b 0", "c 0"]
+    assert set(bench.threads) == {current_thread().name}
+
+
+@pytest.mark.parametrize(("count", "cost_s"), [(1, 0.1), (100, 9e-4)])
+def test_what_takes_longer_is_left_to_the_thread(
+    bench: Bench, make: Callable[..., Scheduler[str]], count: int, cost_s: float
+) -> None:
+    scheduler = make()
+    jobs = [scheduler.submit(Task("a", None), cost_s, wake=False) for _ in range(count)]
+    scheduler.attend()
+    assert not any(job.future.done() for job in jobs), "who attends does not wait"
+    bench.go.set()
+
+    assert [job.future.result(SOON_S) for job in jobs] == ["a"] * count
+    assert set(bench.threads) == {"compute"}
+
+
+def test_what_takes_longer_than_was_thought_goes_on_in_the_thread(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    bench.go.set()
+    scheduler = make()
+    job = scheduler.submit(Task("a", steps=3), 1e-4, wake=False)
+    scheduler.attend()
+
+    assert job.future.result(SOON_S) == "a"
+    assert bench.threads == [current_thread().name, "compute", "compute"]
+
+
+def test_nothing_is_done_at_once_while_the_thread_works(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    scheduler = make()
+    first, *_ = held(scheduler)
+    job = scheduler.submit(Task("a"), 1e-4, wake=False)
+    scheduler.attend()
+    assert not job.future.done()
+    bench.go.set()
+
+    assert [first.future.result(SOON_S), job.future.result(SOON_S)] == ["first", "a"]
+    assert set(bench.threads) == {"compute"}
 
 
 def test_what_has_no_key_runs_alone(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
@@ -154,7 +208,7 @@ def test_what_costs_little_does_not_run_with_what_costs_much(bench: Bench, make:
 
 
 def test_what_follows_a_run_may_fail_and_strands_nobody(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
-    def broken(jobs: Sequence[Job[str]]) -> None:
+    def broken(jobs: Sequence[Job[str]], spent_s: float) -> None:
         raise OSError("the disk is full")
 
     scheduler = make(finished=broken)
@@ -217,6 +271,36 @@ def test_a_run_that_everybody_left_stops_at_its_next_step(bench: Bench, make: Ca
 
     assert len(bench.told) < 100
     assert scheduler.submit(Task("next"), 0.1).future.result(SOON_S) == "next"
+
+
+def test_who_has_had_all_steps_is_answered_while_the_others_go_on(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    learned: list[tuple[int, float]] = []
+    scheduler = make(finished=lambda jobs, spent_s: learned.append((len(jobs), spent_s)))
+    bench.step_s = 0.01
+    _, short, long = held(scheduler, Task("short", steps=2), Task("long", steps=30))
+    bench.go.set()
+
+    assert short.future.result(SOON_S) == "short"
+    assert not long.future.done()
+    assert long.future.result(SOON_S) == "long"
+    assert bench.told[1:] == [f"short+long {step}" for step in range(30)]
+    assert 0 < short.compute_s < long.compute_s
+    assert learned[1:] == [(2, long.compute_s)], "what the whole run took"
+    until(lambda: scheduler.in_flight == 0)
+
+
+def test_a_fault_is_none_of_those_who_are_answered(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    bad = Task("bad", steps=3, fault=ValueError("its own"), fault_at=2)
+    _, answered, failed, good = held(make(), Task("answered"), bad, Task("good", steps=3))
+    bench.go.set()
+
+    assert answered.future.result(SOON_S) == "answered"
+    assert good.future.result(SOON_S) == "good"
+    with pytest.raises(ValueError, match="its own"):
+        failed.future.result(SOON_S)
+    assert "answered 0" not in bench.told, "it is not done again"
 
 
 def test_one_that_fails_fails_alone(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:

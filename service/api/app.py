@@ -52,9 +52,9 @@ def create_app(
     app.state.metrics = Metrics()
     app.state.serving = Serving(settings, repository, app.state.metrics)
     faults.install(app)
+    for router in (predict.router, open_inference.router):
+        app.router.routes += router.routes  # the app's own: an included router is looked through twice
     app.include_router(ops.router)
-    app.include_router(predict.router)
-    app.include_router(open_inference.router)
     app.include_router(limits.router)
     docs.install(app, repository, keyed=bool(keys))
     docs_page.install(app)

@@ -1,13 +1,15 @@
 """The Open Inference Protocol v2 under /v2, REST with the binary tensor data extension; it translates and delegates."""
 
-from typing import Annotated, Any
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from service import __version__
 from service.api import ops
 from service.api.bodies import json_answer, read_body
+from service.api.direct import Direct
 from service.api.infer import (
     HEADER_LENGTH,
     known_tensors,
@@ -16,16 +18,16 @@ from service.api.infer import (
     write_inference,
 )
 from service.api.predict import ERRORS
-from service.api.serving import SMALL_BYTES, Call, Serving, aside, serving_of
+from service.api.serving import SMALL_BYTES, Call, aside, serving_of
 from service.api.tensors import datatype_of
 from service.prediction import Prediction
 from service.predictor import Predictor
 from service.signature import Output, Task
 from service.wire import PredictRequest
 
-router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
-ServingHere = Annotated[Serving, Depends(serving_of)]
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], route_class=Direct)
 PLATFORM = "pytorch_thinnet"
+_identities: WeakKeyDictionary[Predictor, dict[str, Any]] = WeakKeyDictionary()
 
 
 router.add_api_route("/health/live", ops.live, summary="Is the server running")
@@ -40,22 +42,24 @@ async def server() -> Response:
 
 
 @router.get("/models", summary="The models' names")
-async def models(serving: ServingHere) -> Response:
+async def models(request: Request) -> Response:
     """List the models that are served."""
-    return json_answer({"models": serving.repository.names()})
+    return json_answer({"models": serving_of(request).repository.names()})
 
 
 @router.get("/models/{model}", summary="A model's inputs, outputs and sites", responses=ERRORS)
 @router.get("/models/{model}/versions/{version}", summary="A version's inputs, outputs and sites", responses=ERRORS)
-async def metadata(serving: ServingHere, model: str, version: str | None = None) -> Response:
+async def metadata(request: Request, model: str, version: str | None = None) -> Response:
     """Tell a model's inputs, outputs, sites and which variants fit them, beside what the protocol asks for."""
     found = PredictRequest(model=model, version=version, inputs=None)
-    card, predictor = await serving.find(found)
+    card, predictor = await serving_of(request).find(found)
     told: dict[str, Any] = {
         "name": card.name,
+        "version": str(card.version),
         "versions": [str(number) for number in card.versions],
         "platform": PLATFORM,
     }
+    told |= await aside(predictor in _identities, _identity, predictor)
     told |= {"inputs": _inputs(predictor), "outputs": _outputs(predictor)}
     told |= {"description": card.description, "defaults": _defaults(predictor), "score": dict(card.score)}
     told |= {"couples_rows": predictor.couples_rows}
@@ -64,9 +68,9 @@ async def metadata(serving: ServingHere, model: str, version: str | None = None)
 
 @router.get("/models/{model}/ready", summary="Is a model ready", responses=ERRORS)
 @router.get("/models/{model}/versions/{version}/ready", summary="Is a version ready", responses=ERRORS)
-async def model_ready(serving: ServingHere, model: str, version: str | None = None) -> Response:
+async def model_ready(request: Request, model: str, version: str | None = None) -> Response:
     """Answer `{"name": …, "ready": true}`, or 503 with the reason."""
-    await serving.find(PredictRequest(model=model, version=version, inputs=None))
+    await serving_of(request).find(PredictRequest(model=model, version=version, inputs=None))
     return json_answer({"name": model, "ready": True})
 
 
@@ -74,11 +78,12 @@ async def model_ready(serving: ServingHere, model: str, version: str | None = No
 @router.post(
     "/models/{model}/versions/{version}/infer", summary="Mean and variance of a version, as tensors", responses=ERRORS
 )
-async def infer(request: Request, serving: ServingHere, model: str, version: str | None = None) -> Response:
+async def infer(request: Request, model: str, version: str | None = None) -> Response:
     """Run N stochastic passes; `mean` and `variance` are output tensors, other quantities on request.
 
     Tensors travel as JSON or as raw bytes behind it, both ways.
     """
+    serving = serving_of(request)
     serving.check_room()
     body = await read_body(request, serving.settings.max_body_bytes)
     is_small = len(body) <= SMALL_BYTES
@@ -91,6 +96,13 @@ async def infer(request: Request, serving: ServingHere, model: str, version: str
         return write_inference(inference, card.name, card.version, predictor.outputs, prediction)
 
     return await serving.answer(request, Call(asked, card, predictor, lambda: inference.tensors, write, is_small))
+
+
+def _identity(predictor: Predictor) -> dict[str, Any]:
+    """Return what tells a network from another, and about what it costs; all its numbers are looked at once."""
+    if predictor not in _identities:
+        _identities[predictor] = {"fingerprint": predictor.fingerprint(), "operations": predictor.operations()}
+    return _identities[predictor]
 
 
 def _inputs(predictor: Predictor) -> list[dict[str, Any]]:

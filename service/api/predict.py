@@ -1,19 +1,19 @@
 """thinnet's own routes: predict, and the catalogue of variants; they translate and delegate."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from service.answer import answer
 from service.api.bodies import json_answer, read_body
-from service.api.serving import SMALL_BYTES, Call, Serving, aside, serving_of
+from service.api.direct import Direct
+from service.api.serving import SMALL_BYTES, Call, aside, serving_of
 from service.catalogue import describe_variants
 from service.prediction import Prediction
 from service.wire import Error, PredictResponse, arrays_from_json, parse_json, parse_request
 
-router = APIRouter(tags=["thinnet"])
-ServingHere = Annotated[Serving, Depends(serving_of)]
+router = APIRouter(tags=["thinnet"], route_class=Direct)
 ANSWERED: dict[int | str, dict[str, Any]] = {200: {"model": PredictResponse}}
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": Error, "description": "The request cannot be done; the message says what, where, and the cure."},
@@ -34,12 +34,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 @router.post("/predict", summary="Mean and variance of N stochastic passes", responses=ANSWERED | ERRORS)
-async def predict(request: Request, serving: ServingHere) -> Response:
+async def predict(request: Request) -> Response:
     """Run N stochastic passes of a model and answer their mean and variance, and the task's other quantities.
 
     `variance` is the one between passes. `noise` says whether the observation noise is known: where it is `unknown`,
     mean and variance are no prediction interval for the target.
     """
+    serving = serving_of(request)
     serving.check_room()
     body = await read_body(request, serving.settings.max_body_bytes)
     is_small = len(body) <= SMALL_BYTES

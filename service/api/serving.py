@@ -1,13 +1,13 @@
 """From a checked request to an answer: limits, cost, queue, a caller who may leave; it does not know formats."""
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio.to_thread
 from fastapi import Request, Response
 
+from service.api.awaited import Awaited
 from service.api.bodies import json_answer
 from service.api.faults import reason_of
 from service.api.metrics import Metrics
@@ -16,17 +16,18 @@ from service.ask import Asked
 from service.costs import Costs
 from service.errors import BadRequest, DeadlineExceeded, Draining, Overloaded, TooLarge, TooManyRequests
 from service.folder import Card
-from service.job import Job
+from service.job import Job, Steps
 from service.prediction import Prediction
 from service.predictor import Predictor
-from service.question import Question, Steps, together
+from service.question import Question, together
 from service.repository import Repository
 from service.run import Step
 from service.scheduler import Scheduler
 from service.settings import Settings
 from service.wire import PredictRequest
 
-SMALL_BYTES = 1 << 15  # of a body that is read faster than a thread is asked
+SMALL_BYTES = 1 << 17  # of a body that is read about as fast as a thread is asked, which holds up the loop as long
+_SMALL_VALUES = 1 << 14  # the same, of an answer
 _STEP_S = 0.05  # how long others wait for a step to end
 _Result = TypeVar("_Result")
 
@@ -41,7 +42,7 @@ class Call:
         predictor: The model.
         inputs: Makes the arrays or tensors [B, …] by input.
         write: Makes the response of a prediction.
-        is_small: Whether it is read and written faster than a thread is asked.
+        is_small: Whether it is read about as fast as a thread is asked.
     """
 
     asked: PredictRequest
@@ -66,6 +67,7 @@ class Serving:
         self.workers_dead: Callable[[], list[str]] = list  # what is wrong with the processes beside this one
         self.costs = Costs()
         self.scheduler: Scheduler[Prediction] = Scheduler(_start, settings.max_wait_s, settings.max_jobs, self._learn)
+        self._awaited: Awaited[Prediction] = Awaited(self.scheduler.attend)
 
     async def find(self, request: PredictRequest) -> tuple[Card, Predictor]:
         """Find what a request names; a version asked for the first time is loaded in a thread.
@@ -98,7 +100,7 @@ class Serving:
             DeadlineExceeded: Its time is over.
         """
         asked = self._asked(call)
-        is_ready = call.is_small and call.predictor.is_compiled(asked)
+        is_ready = call.is_small and call.predictor.is_prepared(asked)
         question = await aside(is_ready, self._question, call, asked)
         cost_s = self.costs.of(question)
         if call.asked.dry_run:
@@ -106,16 +108,24 @@ class Serving:
         timeout_s = self._timeout_s(call.asked)
         try:
             request.state.key.spend(cost_s)
-            job = self.scheduler.submit(question, cost_s, timeout_s)
+            job = self.scheduler.submit(question, cost_s, timeout_s, wake=False)
         except (TooManyRequests, Draining) as error:
             self.metrics.rejected(reason_of(type(error).__name__))
             raise
-        prediction = await _result(request, job, timeout_s)
+        prediction = await self._result(request, job, timeout_s)
         request.state.queue_s, request.state.compute_s = job.queue_s, job.compute_s
         if prediction is None:
             return Response(status_code=CLIENT_GONE)
         tell(request, call.card.name, prediction)
-        return await aside(call.is_small, call.write, prediction)
+        return await aside(prediction.values <= _SMALL_VALUES, call.write, prediction)
+
+    async def _result(self, request: Request, job: Job[Prediction], timeout_s: float) -> Prediction | None:
+        try:
+            return await self._awaited.result(job, request.receive, timeout_s)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"no answer within {timeout_s:g} s; ask for fewer rows or passes, or allow more in `timeout_s`"
+            ) from None
 
     def _asked(self, call: Call) -> Asked:
         own = call.asked.arguments()
@@ -127,12 +137,13 @@ class Serving:
         """Return what is asked, checked against the limits before anything is made of it."""
         inputs = call.inputs()
         rows = max((len(each) for each in inputs.values() if getattr(each, "ndim", 0)), default=0)
-        named = asked.passes, asked.variant, asked.p, asked.sites, asked.tolerance
-        self._check_limits(rows, call.predictor.passes_of(*named))
-        question = call.predictor.question(inputs, asked)
-        question.run.rows_together(question.part)  # measured here, not while the scheduler is held
+        prepared = call.predictor.prepared(asked)
+        self._check_limits(rows, prepared.passes)
+        question = call.predictor.question(inputs, asked, prepared)
         step = Step(self.costs.row_passes_in(_STEP_S, question), _STEP_S)
-        return replace(question.in_steps(step), model=call.card.name)
+        served = question.served(call.card.name, step)
+        assert served.most_rows, "measured here, not while the scheduler is held"
+        return served
 
     def _check_limits(self, rows: int, passes: int) -> None:
         settings = self.settings
@@ -156,12 +167,12 @@ class Serving:
         told = {"model": call.card.name, "version": call.card.version, "rows": question.rows}
         return {**told, "passes": question.passes, "cost_s": cost_s, "queue_s": self.scheduler.queued_cost_s}
 
-    def _learn(self, jobs: Sequence[Job[Prediction]]) -> None:
+    def _learn(self, jobs: Sequence[Job[Prediction]], spent_s: float) -> None:
         questions = [job.work for job in jobs]
-        self.costs.learn(questions, jobs[0].compute_s)
+        self.costs.learn(questions, spent_s)
         model, passes = questions[0].model, max(each.passes for each in questions)
         rows, cost_s = sum(each.rows for each in questions), sum(job.cost_s for job in jobs)
-        self.metrics.ran(model, len(jobs), rows, passes, cost_s, jobs[0].compute_s)
+        self.metrics.ran(model, len(jobs), rows, passes, cost_s, spent_s)
         for job in jobs:
             self.metrics.queued(model, job.queue_s)
 
@@ -171,31 +182,11 @@ async def aside(is_quick: bool, work: Callable[..., _Result], *arguments: Any) -
     return work(*arguments) if is_quick else await anyio.to_thread.run_sync(work, *arguments)
 
 
-async def _result(request: Request, job: Job[Prediction], timeout_s: float) -> Prediction | None:
-    """Wait for a job; None where the caller has left, for whom nothing more is computed."""
-    left = asyncio.ensure_future(request.receive())  # behind its body a request has nothing but its end
-    left.add_done_callback(lambda _: job.cancel())
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await asyncio.wrap_future(job.future)
-    except TimeoutError:
-        job.cancel()
-        raise DeadlineExceeded(
-            f"no answer within {timeout_s:g} s; ask for fewer rows or passes, or allow more in `timeout_s`"
-        ) from None
-    except asyncio.CancelledError:
-        if not left.done():
-            raise
-        return None
-    finally:
-        left.cancel()
-
-
-def _start(jobs: Sequence[Job[Prediction]]) -> Steps[list[Prediction | None]]:
+def _start(jobs: Sequence[Job[Prediction]]) -> Steps[Prediction]:
     return together([job.work.waited_for(job.is_wanted) for job in jobs])
 
 
-async def serving_of(request: Request) -> Serving:
+def serving_of(request: Request) -> Serving:
     """Return what the app was made with."""
     serving: Serving = request.app.state.serving
     return serving

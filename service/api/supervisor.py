@@ -199,7 +199,7 @@ class Supervisor:
         if self._asked_to_renew and idle:
             self._asked_to_renew = False
             try:
-                self._rehearsal = forked(lambda: self._current.job.renewed(_nothing), self._mask)
+                self._rehearsal = forked(self._rehearse, self._mask)
             except OSError as error:
                 _log.error("the models are not read again: %s; the old ones stay", error.strerror)
 
@@ -213,6 +213,11 @@ class Supervisor:
         self._old.waiting.clear()
         self._end(RETIRE, self._old)
         _log.info("generation %d serves; the one before it ends", generation.number)
+
+    def _rehearse(self) -> None:
+        """Read the models again in a process that may break; what it finds is said when it is done in earnest."""
+        logging.disable()
+        self._current.job.renewed(_nothing)
 
     def _rehearsed(self, status: int) -> None:
         """Read the models again, now that a process that may break has done so and lives."""

@@ -38,7 +38,7 @@ class FixedLinear:
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Map x [..., I] to [..., O]."""
-        if x.numel() * len(weight) < LEAST:
+        if x.numel() * weight.shape[0] < LEAST:
             y = linear(x, weight, bias)
             return y.relu_() if self.rectifies else y
         then = "relu" if self.rectifies else "none"

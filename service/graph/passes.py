@@ -34,7 +34,7 @@ VECTORISED = frozenset({Mode.VMAPPED, Mode.ROWS_VMAPPED})
 
 def folded(split: Split, values: Values, noises: Noises, rows: int) -> list[Tensor]:
     """Run all passes as one batch of S · B rows."""
-    passes = len(noises[0])
+    passes = noises[0].shape[0]
     repeated = [_repeat(value, boundary, passes) for value, boundary in zip(values, split.boundaries, strict=True)]
     outputs = split.suffix(*repeated, passes * rows, *noises)
     return [output.unflatten(0, (passes, rows)) for output in outputs]

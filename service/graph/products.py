@@ -56,10 +56,10 @@ def part_by_part(
         bias: The bias [O].
         linear: What calls the layer.
     """
-    passes, own = len(noise), rows // len(noise)
+    passes, own = noise.shape[0], rows // noise.shape[0]
     fits = max(1, _PART_BYTES // (x.shape[1] * x.element_size()))
     some_passes, some_rows = max(1, fits // own), min(fits, own)
-    y = x.new_empty(passes, own, len(weight))
+    y = x.new_empty(passes, own, weight.shape[0])
     each = torch.unflatten(x, 0, (-1, own)).expand(passes, -1, -1)
     spread = noise.expand(-1, own, -1)
     for first in range(0, passes, some_passes):
@@ -72,17 +72,17 @@ def part_by_part(
 
 def one_product(noise: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return weight · (x ∘ noise) + bias [S · B, O] for noise [S, J], x [B, J], weight [O, J] and bias [O]."""
-    passes, outputs = len(noise), len(weight)
-    if len(x) == 1:
+    passes, outputs = noise.shape[0], weight.shape[0]
+    if x.shape[0] == 1:
         return F.linear(noise, weight * x, bias)
-    y = noise.new_empty(passes, len(x) * outputs)
+    y = noise.new_empty(passes, x.shape[0] * outputs)
     part = max(1, _PART_BYTES // (weight.nbytes or 1))
-    for first in range(0, len(x), part):
+    for first in range(0, x.shape[0], part):
         some = x[first : first + part]
         scaled = (some[:, None] * weight).flatten(0, 1)
         own = y[:, first * outputs : (first + len(some)) * outputs]
         torch.mm(noise, scaled.t(), out=own)
-    y = y.view(passes * len(x), outputs)
+    y = y.view(passes * x.shape[0], outputs)
     return y if bias is None else y.add_(bias)
 
 
@@ -124,4 +124,4 @@ def _takes(linear: fx.Node, site: fx.Node) -> bool:
 
 def _is_one_product(rows: int, noise: Tensor, x: Tensor, weight: Tensor) -> bool:
     """Tell whether all passes share x and the noise [S, 1, J], and h ∘ W is clearly smaller than h ∘ n."""
-    return noise.shape[1] == 1 and len(x) * len(noise) == rows and 2 * len(weight) <= len(noise)
+    return noise.shape[1] == 1 and x.shape[0] * noise.shape[0] == rows and 2 * weight.shape[0] <= noise.shape[0]

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import Running, running, until
-from served import START_S
+from processes import START_S, Running, running, until
 from torch import nn
 
 from service import Predictor
@@ -179,7 +178,7 @@ def test_told_to_end_while_it_starts_it_ends_with_code_0(model: Path, tmp_path: 
         time.sleep(after_s - 0.4)
         assert found.end() == 0
         assert "Traceback" not in found.told()
-        assert not list(Path("/dev/shm").glob(f"thinnet-{found.process.pid}-*"))
+        assert not list(Path("/dev/shm").glob(f"thinnet-counts-{found.process.pid}-*"))
 
 
 def ends(idle: HTTPConnection) -> bool:

@@ -125,6 +125,10 @@ def test_a_plan_that_leaves_nothing_random_is_refused_with_what_could_be(client:
         ({"inputs": [[0.1, 1e300, 0.3]]}, "row 0, position [1] is inf as float32"),
         ({"inputs": {"wrong": ROWS}}, "missing: ['input'], unknown: ['wrong']"),
         ({"inputs": 3}, "has the shape []"),
+        (
+            {"model": "two", "inputs": {"tokens": [[0, 1, 2, 6, 7]], "features": [[0.0, 0.0]]}},
+            "input 'tokens', row 0, position [4] is 7, and the network's table has the places 0 to 6; give numbers",
+        ),
         ({"inputs": "text"}, "not a number"),
     ],
 )

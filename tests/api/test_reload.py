@@ -118,6 +118,13 @@ def test_a_broken_model_does_not_lend_its_requests_to_the_only_other(folder: Pat
         repository.sole_name()
 
 
+def test_a_version_that_is_broken_at_the_start_is_told_of_too(folder: Path, tmp_path: Path) -> None:
+    spoil(add_version(folder, 1000.0))
+    with running(tmp_path, str(folder)) as found:
+        assert version_now(found) == 1
+        assert found.err.read_text().count("model line goes on with version 1: ") == 1
+
+
 @pytest.fixture
 def served(folder: Path, tmp_path: Path) -> Iterator[Running]:
     with running(tmp_path, str(folder), "--workers", "2") as found:
@@ -183,7 +190,7 @@ def test_a_broken_version_leaves_the_server_ready_and_is_told_of(served: Running
     status, answer = served.ask("GET", "/v2/models/line/versions/2/ready")
     assert status == 503
     assert "version 2, cannot be served" in answer["error"]
-    assert "model line goes on with version 1: " in served.err.read_text()
+    assert served.err.read_text().count("model line goes on with version 1: ") == 1
     shutil.rmtree(folder)
     served.send(signal.SIGHUP)
     until(lambda: "the old ones stay" in served.err.read_text())

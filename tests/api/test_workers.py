@@ -110,14 +110,15 @@ def test_a_killed_worker_costs_only_what_it_was_doing_and_is_there_again(served:
     assert cut[0] <= len(callers)
 
 
-def test_a_worker_whose_supervisor_is_killed_ends(models: Path, tmp_path: Path) -> None:
+def test_workers_whose_supervisor_is_killed_end_and_the_next_start_clears_up(models: Path, tmp_path: Path) -> None:
     with running(tmp_path, str(models / "small"), "--workers", "2") as found:
         pids = found.workers()
+        (counts,) = Path("/dev/shm").glob(f"thinnet-counts-{found.process.pid}-*")
         found.process.kill()
         found.process.wait()
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 10)
-        for left in Path("/dev/shm").glob(f"thinnet-{found.process.pid}-*"):
-            shutil.rmtree(left)  # nobody is there who would
+    with running(tmp_path, str(models / "small")):
+        assert not counts.exists()
 
 
 def test_a_gpu_takes_one_worker_only() -> None:

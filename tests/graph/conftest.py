@@ -19,6 +19,6 @@ def specimen(request: pytest.FixtureRequest) -> Specimen:
 def predictor(specimen: Specimen) -> Iterator[Predictor]:
     found = captured(specimen)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("service.predictor._PLANS_KEPT", PLANS_KEPT)
+        patch.setattr("service.prepared._PLANS_KEPT", PLANS_KEPT)
         yield found
-    found._compiled.clear()
+    found._preparation.clear()

@@ -1,5 +1,6 @@
 """Dropout in the steps of stock and of our own recurrent layers, against loops written by hand."""
 
+import functools
 from typing import Any
 
 import cells_by_hand
@@ -93,11 +94,16 @@ def cases(*layers: Any) -> list[tuple[Any, str]]:
     ]
 
 
+@functools.cache
+def stock(cell: Any, stack: str) -> tuple[Outputs, Predictor]:
+    network = Outputs(cell, **STACKS[stack]).eval()
+    return network, Predictor.capture(network, sequence(1))
+
+
 @pytest.mark.parametrize("stack", STACKS)
 @pytest.mark.parametrize(("cell", "setting"), cases(nn.LSTM, nn.GRU))
 def test_dropout_asked_of_a_stock_layer_is_the_papers_written_by_hand(cell: Any, setting: str, stack: str) -> None:
-    network, inputs = Outputs(cell, **STACKS[stack]).eval(), sequence(1)
-    predictor, name = Predictor.capture(network, inputs), setting.split(",")[0]
+    (network, predictor), inputs, name = stock(cell, stack), sequence(1), setting.split(",")[0]
     sites: Any = {site: {"variant": name, **SETTINGS[setting]} for site in names(predictor)}
     theirs = by_hand(network.rnn, inputs[0], name, **SETTINGS[setting])
 
@@ -192,7 +198,7 @@ def test_a_states_rows_are_folded_with_the_inputs(variant: str) -> None:
 
 def test_a_layer_that_is_off_stays_torchs_own() -> None:
     predictor = Predictor.capture(nn.Sequential(Twice(), nn.Dropout(0.3)).eval(), sequence(2))
-    trunk = predictor._compile(make_plan(predictor.sites))._split.trunk
+    trunk = predictor.compile(make_plan(predictor.sites))._split.trunk
 
     assert [str(node.target) for node in trunk.graph.nodes if "gru" in str(node.target)] == ["aten.gru.input"] * 2
 
@@ -200,7 +206,7 @@ def test_a_layer_that_is_off_stays_torchs_own() -> None:
 def test_products_with_the_inputs_are_computed_once_where_no_noise_reaches_them() -> None:
     predictor = Predictor.capture(Outputs(nn.LSTM, batch_first=True).eval(), sequence(2))
     for variant, expected in (("zoneout", 1), ("rnn-drop", 1), ("recurrent-dropout", 1), ("variational-rnn", 0)):
-        split = predictor._compile(make_plan(predictor.sites, variant))._split
+        split = predictor.compile(make_plan(predictor.sites, variant))._split
         found = [node for node in split.trunk.graph.nodes if "project_inputs" in node.name]
         assert len(found) == expected
         assert [boundary.shared for boundary in split.boundaries if boundary.layout.is_tensor] == [True]
@@ -267,7 +273,7 @@ def test_steps_beside_masked_weights_are_vectorised_over_passes(
     network = nn.Sequential(Outputs(layer, batch_first=True, bidirectional=True), nn.Linear(10, 3)).eval()
     predictor = Predictor.capture(network, sequence(2))
     plan: Any = {"variant": "off", "overrides": {"0.rnn.cell_0": variant, "1.weight": weights}}
-    compiled = predictor._compile(make_plan(predictor.sites, **plan))
+    compiled = predictor.compile(make_plan(predictor.sites, **plan))
 
     assert (compiled.mode(False), compiled.mode(True)) == modes
 

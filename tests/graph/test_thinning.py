@@ -168,7 +168,7 @@ def test_what_is_served_is_thinned_where_it_pays_and_the_same_where_not(monkeypa
     monkeypatch.setattr(compiled, "pays", lambda *given: True)
     thinned = served(predictor, 6)
     assert len(runs) > 1, "the self-check's and the answer's"
-    predictor._compiled.clear()
+    predictor._preparation.clear()
     monkeypatch.setattr(compiled, "pays", lambda *given: False)
     plain = served(predictor, 6)
     torch.testing.assert_close(thinned, plain, rtol=1e-5, atol=1e-6)
@@ -177,7 +177,7 @@ def test_what_is_served_is_thinned_where_it_pays_and_the_same_where_not(monkeypa
 def test_a_thinned_suffix_that_differs_from_the_whole_graph_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = Predictor.capture(wide(), torch.randn(2, 8))
     expected = served(predictor, 5)
-    predictor._compiled.clear()
+    predictor._preparation.clear()
     run = Thinned.run
     monkeypatch.setattr(Thinned, "run", lambda self, *given: [each + 1e-2 for each in run(self, *given)])
     monkeypatch.setattr(compiled, "pays", lambda *given: True)

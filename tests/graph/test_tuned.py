@@ -146,7 +146,7 @@ def test_networks_run_on_them_with_one_copy_for_all_plans() -> None:
             return z
 
     def layers(p: float) -> tuple[Any, Any]:
-        split = predictor._compile(make_plan(predictor.sites, p=p))._split
+        split = predictor.compile(make_plan(predictor.sites, p=p))._split
         targets = [node.target for module in (split.trunk, split.suffix) for node in module.graph.nodes]
         convolution, *_ = (each for each in targets if isinstance(each, FixedConvolution))
         head, *_ = (each for each in targets if isinstance(each, FixedLinear))

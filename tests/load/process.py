@@ -3,6 +3,7 @@
 What it prints goes to a file, so that no pipe fills under load; it does not know what is asked.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -58,6 +60,10 @@ class Served:
     def open_sockets(self) -> int:
         """Return how many connections are open at the server's side."""
         return sum(len(each.net_connections(kind="tcp")) for each in self.tree())
+
+    def told(self) -> list[dict[str, Any]]:
+        """Return the lines of the log so far."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal, wait and return the exit code."""

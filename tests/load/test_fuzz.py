@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import struct
 import time
 import zlib
 from collections import Counter
@@ -76,7 +77,10 @@ shapes = st.sampled_from([[1, 3], [2, 3], [1, 2], [1, 5], [0, 3], [3]]) | st.lis
 SIZES = {"FP32": 4, "FP64": 8, "FP16": 2, "BF16": 2, "INT64": 8, "INT32": 4, "UINT8": 1, "BOOL": 1}
 
 
-FAULTS = ("tensor", "declared", "names", "parameters", "outputs", "length", "no length", "splice", "packing", "cut")
+FAULTS = (
+    *("tensor", "declared", "names", "parameters", "outputs", "places"),
+    *("length", "no length", "splice", "packing", "cut"),
+)
 RIGHT = {
     "line": [("input", "FP32", [1, 3])],
     "two": [("tokens", "INT64", [1, 5]), ("features", "FP32", [1, 2])],
@@ -100,7 +104,9 @@ def messages(draw: st.DrawFn) -> tuple[str, bytes, dict[str, str]]:
         need = SIZES.get(datatype, 4)
         for size in shape:
             need = min(max(need * size, 0), 4096)
-        own = draw(st.binary(min_size=need, max_size=need)) if datatype != "INT64" else bytes(need)
+        own = draw(
+            st.binary(min_size=need, max_size=need) if datatype != "INT64" else _places(need, "places" in faults)
+        )
         raw += own
         parameters = {"binary_data_size": draw(scalars) if "declared" in faults else len(own)}
         tensors.append({"name": name, "shape": shape, "datatype": datatype, "parameters": parameters})
@@ -111,6 +117,14 @@ def messages(draw: st.DrawFn) -> tuple[str, bytes, dict[str, str]]:
     outputs = [{"name": each, "parameters": {"binary_data": draw(st.booleans())}} for each in names]
     header = json.dumps({"inputs": tensors, "parameters": own_parameters, "outputs": outputs}).encode()
     return model, *_packed(draw, faults, header, raw)
+
+
+def _places(size: int, wrong: bool) -> st.SearchStrategy[bytes]:
+    """Whole numbers of 64 bits, all of them in the table of seven places unless they are to be wrong."""
+    number = st.integers(-2, 9) if wrong else st.integers(0, 6)
+    return st.lists(number, min_size=size // 8, max_size=size // 8).map(
+        lambda found: struct.pack(f"<{len(found)}q", *found)
+    )
 
 
 def _packed(draw: st.DrawFn, faults: set[str], header: bytes, raw: bytes) -> tuple[bytes, dict[str, str]]:

@@ -57,7 +57,7 @@ def plans_of(predictor: Predictor) -> dict[str, Plan]:
 def serves(predictor: Predictor, plan: Plan) -> bool:
     """Tell whether a plan can act at all its sites; what squares are dropped from must be images."""
     try:
-        predictor._compile(plan)
+        predictor.compile(plan)
     except InvalidPlan as error:
         if "takes images of" not in str(error):
             raise

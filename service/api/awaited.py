@@ -1,0 +1,112 @@
+"""Wait on the event loop for what a thread computes; it does not know what that is.
+
+Loop and thread share one interpreter, so that every wake costs both of them: what came in one turn of the loop is
+attended to together, and all that has ended meanwhile wakes the loop once.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from starlette.types import Receive
+
+from service.job import Job
+
+_WATCH_S = 0.02  # of what costs less, nobody is missed who leaves sooner; to look out for that takes a while itself
+_Result = TypeVar("_Result")
+
+
+class Awaited(Generic[_Result]):
+    """The jobs that one event loop waits for.
+
+    Args:
+        attend: Has done what was submitted, or lets a thread do it.
+    """
+
+    def __init__(self, attend: Callable[[], None]) -> None:
+        self._attend = attend
+        self._attending = self._looking = False
+        self._ended: deque[asyncio.Future[None]] = deque()
+
+    async def result(self, job: Job[_Result], receive: Receive, timeout_s: float) -> _Result | None:
+        """Return a job's result; None where the caller has left, for whom nothing more is computed.
+
+        Args:
+            job: What was submitted in this turn of the loop.
+            receive: Returns once the caller has left.
+            timeout_s: How long it may take.
+
+        Raises:
+            TimeoutError: It took longer.
+        """
+        loop = asyncio.get_running_loop()
+        if not self._attending:
+            self._attending = True
+            loop.call_soon(self._attend_all)
+        ended: asyncio.Future[None] = loop.create_future()
+        job.future.add_done_callback(partial(self._end, loop, ended))
+        watch = _Watch(loop, ended, job, receive, timeout_s)
+        try:
+            await ended
+            return job.future.result()
+        except CancelledError:
+            return None
+        finally:
+            watch.stop()
+            job.cancel()  # unless it has ended
+
+    def _attend_all(self) -> None:
+        self._attending = False
+        self._attend()
+
+    def _end(self, loop: asyncio.AbstractEventLoop, ended: "asyncio.Future[None]", _: "Future[_Result]") -> None:
+        """Tell the loop, from whatever thread."""
+        self._ended.append(ended)
+        if not self._looking:
+            self._looking = True
+            loop.call_soon_threadsafe(self._look)
+
+    def _look(self) -> None:
+        self._looking = False
+        while self._ended:
+            ended = self._ended.popleft()
+            if not ended.done():
+                ended.set_result(None)
+
+
+class _Watch(Generic[_Result]):
+    """Look out for a caller who leaves and for the end of the time."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        ended: "asyncio.Future[None]",
+        job: Job[_Result],
+        receive: Receive,
+        timeout_s: float,
+    ) -> None:
+        self._loop, self._ended, self._job, self._receive = loop, ended, job, receive
+        self._left: asyncio.Future[Any] | None = None
+        self._ends = loop.time() + timeout_s
+        if job.cost_s > _WATCH_S or timeout_s < _WATCH_S:
+            self._begin()
+        else:
+            self._timer = loop.call_later(_WATCH_S, self._begin)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        if self._left is not None:
+            self._left.cancel()
+
+    def _begin(self) -> None:
+        left = asyncio.ensure_future(self._receive())  # behind its body a request has nothing but its end
+        left.add_done_callback(lambda _: self._job.cancel())
+        self._left = left
+        self._timer = self._loop.call_at(self._ends, self._is_late)
+
+    def _is_late(self) -> None:
+        if not self._ended.done():
+            self._ended.set_exception(TimeoutError())
