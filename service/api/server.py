@@ -56,7 +56,7 @@ def run(settings: Settings) -> int:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # no waiting for an ACK
         repository = Repository(settings.models, settings.device, settings.versions_kept) if shares else None
         if repository is not None:
-            _tell(repository)
+            tell_faults(repository)
         listener.listen(BACKLOG)
         table = Heartbeats(settings.workers, settings.stall_s)
         job = Models(settings, listener, repository, keys)
