@@ -9,6 +9,7 @@ import importlib.util
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,7 +65,8 @@ def joined(cpus: float = 0, store_mib: int = 256) -> Iterator[bool]:
         with _connected():
             yield False
         return
-    os.environ |= _OWN | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    if "ray" not in sys.modules:  # which reads them once
+        os.environ |= _OWN | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
     scratch = Path(mkdtemp(prefix="thinnet-ray-"))
     try:
         with _connected(

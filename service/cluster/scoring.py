@@ -72,22 +72,8 @@ class RayTable:
         return self._table.count()
 
     def blocks(self, block_rows: int, first_row: int = 0) -> Iterator[Block]:
-        """Yield its rows' answers in blocks.
-
-        Raises:
-            RemoteFault: Ray cannot go on.
-        """
-        from ray.exceptions import RayError
-
-        found = self._run.scored(self._readings(block_rows, first_row))
-        try:
-            for batch in found.iter_batches(batch_size=None, batch_format="pyarrow"):
-                yield from items_of(batch)
-        except RayError as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise RemoteFault(
-                f"Ray cannot go on: {reason}; its log tells more, and the same command goes on"
-            ) from error
+        """Yield its rows' answers in blocks."""
+        yield from self._run.answered(self._readings(block_rows, first_row))
 
     def _readings(self, block_rows: int, first_row: int) -> list[Reading]:
         rest = Reading(self.place.absolute(), self._inputs, block_rows, first_row)
@@ -128,8 +114,22 @@ class RayRun:
         """Return a table whose blocks come with answers."""
         return RayTable(open_source(place, inputs), inputs, self)
 
-    def scored(self, readings: Sequence[Reading]) -> "Dataset":
-        """Return items, one a block, in the blocks' order."""
+    def answered(self, readings: Sequence[Reading]) -> Iterator[Answered]:
+        """Yield blocks with their answers, in order.
+
+        Raises:
+            RemoteFault: Ray cannot go on.
+        """
+        from ray.exceptions import RayError
+
+        try:
+            for batch in self._scored(readings).iter_batches(batch_size=None, batch_format="pyarrow"):
+                yield from items_of(batch)
+        except RayError as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise RemoteFault(f"Ray cannot go on: {reason}; its log tells more, the same command goes on") from error
+
+    def _scored(self, readings: Sequence[Reading]) -> "Dataset":
         import ray
         from ray.data import ActorPoolStrategy
 

@@ -1,6 +1,8 @@
 """One Ray for all of these tests: it takes seconds to start."""
 
+import gc
 import os
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -21,3 +23,5 @@ def ray_address() -> Iterator[str]:
             yield ray.get_runtime_context().gcs_address
         for name in OWN:
             os.environ.pop(name, None)
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # Ray does not wait for all that it ends
+        gc.collect()

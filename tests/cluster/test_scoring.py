@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -19,7 +18,7 @@ from service import Predictor
 from service.cluster import scoring
 from service.cluster.parcel import packed, unpacked
 from service.cluster.scoring import RayRun
-from service.cluster.tasks import Reading, Scorer
+from service.cluster.tasks import Answered, Reading, Scorer, items_of
 from service.errors import InvalidInput, InvalidQuantity
 from service.folder import read_card
 from service.scoring import answering
@@ -63,22 +62,14 @@ def expected(patients: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> pa
     return pq.read_table(folder / "out.parquet")
 
 
-class InThisProcess:
-    """Ray Data without Ray: the same tasks one after another, and the same actor for all."""
-
-    def __init__(self, readings: Sequence[Reading], scorer: Sequence[Any]) -> None:
-        self._readings, self._scorer = readings, scorer
-
-    def iter_batches(self, **_: object) -> Iterator[pa.Table]:
-        actor = Scorer(*self._scorer)
-        for reading in self._readings:
-            for table in reading():
-                yield actor(table)
-
-
 class RunInThisProcess(RayRun):
-    def scored(self, readings: Sequence[Reading]) -> Any:
-        return InThisProcess(readings, self._scorer)
+    """A run without Ray: the same tasks one after another, and the same actor for all."""
+
+    def answered(self, readings: Sequence[Reading]) -> Iterator[Answered]:
+        actor = Scorer(*self._scorer)
+        for reading in readings:
+            for table in reading():
+                yield from items_of(actor(table))
 
 
 @pytest.fixture(autouse=True)
