@@ -11,7 +11,7 @@ import typer
 
 from service import __version__, options
 from service.errors import ThinnetError
-from service.scoring.command import score
+from service.score_command import score
 from service.settings import Settings
 
 app = typer.Typer(
@@ -62,6 +62,11 @@ def serve(
     device: Annotated[str | None, typer.Option(help="Where networks run: cpu, cuda, cuda:1, …")] = None,
     root_path: Annotated[str | None, typer.Option(help="Path that a proxy in front strips.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that serve; 1 if left out.")] = None,
+    engine: Annotated[str | None, typer.Option(help="'local', or 'ray': replicas in Ray Serve.")] = None,
+    min_replicas: Annotated[int | None, typer.Option(help="Fewest replicas in Ray; 1 if left out.")] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(help="Most replicas in Ray; as many as the fewest if left out.")
+    ] = None,
     keys_file: Annotated[Path | None, typer.Option(help="File of API keys, as `thinnet key` prints them.")] = None,
     allow_anonymous: Annotated[
         bool | None, typer.Option("--allow-anonymous", help="Serve a public address without keys.")
@@ -75,11 +80,14 @@ def serve(
     from service.start import prepared
 
     given = {"models": models, "host": host, "port": port, "device": device, "root_path": root_path, "workers": workers}
+    given |= {"engine": engine, "min_replicas": min_replicas, "max_replicas": max_replicas}
     given |= {"keys_file": keys_file, "allow_anonymous": allow_anonymous}
     settings = _settings({key: value for key, value in given.items() if value is not None})
     with prepared():
-        from service.api.server import run  # only now: signals and threads are settled before torch is imported
-
+        if settings.engine == "ray":
+            from service.cluster.serving import run
+        else:
+            from service.api.server import run  # only now: signals and threads are settled before torch is imported
         code = run(settings)
     raise typer.Exit(code)
 

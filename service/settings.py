@@ -56,11 +56,29 @@ class Settings(BaseSettings):
     memory_bytes: Annotated[int, Field(description="what one request may hold in its passes (bytes)", ge=_MIB)] = (
         1024 * _MIB
     )
+    engine: Annotated[
+        Literal["local", "ray"], Field(description="what serves: processes of this machine, or replicas in Ray")
+    ] = "local"
     workers: Annotated[int, Field(description="processes that serve; they share the models' memory", ge=1, le=256)] = 1
     threads: Annotated[
         int,
         Field(description="threads that compute in each worker; 0: its share of the usable processors", ge=0, le=1024),
     ] = 0
+    min_replicas: Annotated[int, Field(description="fewest replicas in Ray", ge=1, le=1000)] = 1
+    max_replicas: Annotated[
+        int, Field(description="most replicas in Ray, which scales between; 0: min_replicas, always", ge=0)
+    ] = 0
+    target_requests: Annotated[
+        float, Field(description="requests at once, of one replica, that Ray scales towards", gt=0)
+    ] = 8.0
+    replica_cpus: Annotated[float, Field(description="processors that Ray sets aside for a replica", gt=0)] = 1.0
+    replica_gpus: Annotated[float, Field(description="GPUs, or a share of one, of a replica in Ray", ge=0)] = 0.0
+    max_replica_requests: Annotated[
+        int, Field(description="most that Ray sends a replica at once; above max_requests probes get through", ge=1)
+    ] = 288
+    max_queued_requests: Annotated[
+        int, Field(description="most requests that wait at one of Ray's proxies for a replica", ge=1)
+    ] = 256
     drain_s: Annotated[
         float, Field(description="longest end after SIGTERM, and of workers with old models (s)", gt=0)
     ] = 30.0

@@ -49,6 +49,8 @@ class ArraySource:
         InvalidInput: It has another shape.
     """
 
+    is_seekable = True
+
     def __init__(self, place: Path, array: NDArray[Any], spec: Input) -> None:
         self.place = place
         self.files: tuple[Path, ...] = (place,)

@@ -32,6 +32,8 @@ class ArrowSource:
         InvalidInput: One is damaged or empty, or has other columns than the first.
     """
 
+    is_seekable = True
+
     def __init__(self, place: Path, files: tuple[Path, ...], spec: Input) -> None:
         self.place, self.files = place, files
         schemas, counts = zip(*(_described(file) for file in files), strict=True)
@@ -56,15 +58,17 @@ class ArrowSource:
         """Yield the rows in blocks."""
         begin = max(0, bisect_right(self._starts, first_row) - 1)
         skip = first_row - self._starts[begin] if begin < len(self.files) else 0
-        for table in regrouped(self._batches(begin), block_rows, skip):
+        for table in regrouped(self._batches(begin, skip), block_rows):
             yield self._reader.block(table, first_row, self._where)
             first_row += table.num_rows
 
-    def _batches(self, begin: int) -> Iterator["pa.RecordBatch"]:
+    def _batches(self, begin: int, skip: int) -> Iterator["pa.RecordBatch"]:
+        """Yield the batches of the files from one on, without its first rows."""
         for file in self.files[begin:]:
             with _readable(file):
                 read = _parquet_batches if _is_parquet(file) else _arrow_batches
-                yield from read(file, self._reader.columns)
+                yield from _without(skip, read(file, self._reader.columns, skip))
+            skip = 0
 
     def _where(self, row: int) -> str:
         if len(self.files) == 1:
@@ -98,25 +102,42 @@ def _described(file: Path) -> tuple["pa.Schema", int]:
             with pq.ParquetFile(file) as parquet:
                 return parquet.schema_arrow, parquet.metadata.num_rows
         schema, rows = None, 0
-        for batch in _arrow_batches(file, None):
+        for _, batch in _arrow_batches(file, None):
             schema, rows = batch.schema, rows + batch.num_rows
     if schema is None:
         raise InvalidInput(f"{file} has no rows; give one row at least")
     return schema, rows
 
 
-def _parquet_batches(file: Path, columns: list[str]) -> Iterator["pa.RecordBatch"]:
+Skipped = Iterator[tuple[int, "pa.RecordBatch"]]
+"""Batches, each with the index of its first row; those that end before a row may be left out."""
+
+
+def _without(skip: int, batches: Skipped) -> Iterator["pa.RecordBatch"]:
+    for start, batch in batches:
+        if start + batch.num_rows > skip:
+            yield batch.slice(max(0, skip - start))
+
+
+def _parquet_batches(file: Path, columns: list[str], skip: int) -> Skipped:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False) as parquet:
-        for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
-            yield batch.select(columns)
+        count = parquet.num_row_groups
+        ends = [*accumulate(parquet.metadata.row_group(index).num_rows for index in range(count))]
+        first = bisect_right(ends, skip)
+        start = ends[first - 1] if first else 0
+        groups = range(first, count)
+        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False):
+            yield start, batch.select(columns)
+            start += batch.num_rows
 
 
-def _arrow_batches(file: Path, columns: list[str] | None) -> Iterator["pa.RecordBatch"]:
-    """Yield the batches of an Arrow file, or of a stream that was saved as one."""
+def _arrow_batches(file: Path, columns: list[str] | None, skip: int = 0) -> Skipped:
+    """Yield the batches of an Arrow file, or of a stream that was saved as one; they are read as they are used."""
     import pyarrow as pa
 
+    start = 0
     with pa.memory_map(str(file)) as content:
         try:
             reader = pa.ipc.open_file(content)
@@ -125,4 +146,5 @@ def _arrow_batches(file: Path, columns: list[str] | None) -> Iterator["pa.Record
             content.seek(0)
             batches = iter(pa.ipc.open_stream(content))
         for batch in batches:
-            yield batch if columns is None else batch.select(columns)
+            yield start, batch if columns is None else batch.select(columns)
+            start += batch.num_rows

@@ -1,6 +1,6 @@
 """Consecutive rows of a table, ready for a model, and what was wrong with some of them; it does not know files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,4 +62,4 @@ class Block:
 
         kept = np.ones(len(self), dtype=bool)
         kept[[fault.row - self.first_row for fault in self.faults]] = False
-        return Block(self.key, self.keys.filter(pa.array(kept)), self.rows[kept], self.first_row)
+        return replace(self, keys=self.keys.filter(pa.array(kept)), rows=self.rows[kept], faults=())

@@ -35,6 +35,8 @@ class CsvSource:
         InvalidInput: Its header is not as it should be, or nothing stands below it.
     """
 
+    is_seekable = False
+
     def __init__(self, place: Path, spec: Input) -> None:
         if len(spec.shape) != 1:
             raise InvalidInput(

@@ -28,6 +28,8 @@ class ImageSource:
         InvalidInput: The model takes no images, or nothing here can decode them.
     """
 
+    is_seekable = True
+
     def __init__(self, place: Path, files: tuple[Path, ...], spec: Input) -> None:
         if find_spec("PIL") is None:
             raise InvalidInput(f"{place}: images are read by Pillow, which is not here; `pip install thinnet[images]`")

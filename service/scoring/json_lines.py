@@ -37,6 +37,8 @@ class JsonLinesSource:
         InvalidInput: It is empty, or its first object has other names.
     """
 
+    is_seekable = False
+
     def __init__(self, place: Path, spec: Input) -> None:
         self.place = place
         self.files: tuple[Path, ...] = (place,)

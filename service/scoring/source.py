@@ -1,6 +1,6 @@
 """Tables by their names' endings, each read in blocks of rows; it does not know what is asked of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -24,10 +24,12 @@ class Source(Protocol):
     Attributes:
         place: What it is called.
         files: What it is read from, in order.
+        is_seekable: Whether its number of rows is known, and reading may begin at any row as soon as at the first.
     """
 
     place: Path
     files: tuple[Path, ...]
+    is_seekable: bool
 
     def count(self) -> int | None:
         """Return how many rows it has, about, where that is soon known."""
@@ -38,6 +40,10 @@ class Source(Protocol):
         Raises:
             InvalidInput: It cannot be read on; rows that are not as they should be are the blocks' faults.
         """
+
+
+OpenTable = Callable[[Path, Sequence[Input]], Source]
+"""Opens a table that fits what a model takes."""
 
 
 def open_source(place: Path, inputs: Sequence[Input]) -> Source:

@@ -16,7 +16,7 @@ from service.scoring.faults import check_faults, write_faults
 from service.scoring.manifest import Manifest, content_hashes, settle
 from service.scoring.output import check_target, write_output
 from service.scoring.progress import SILENT, Watch
-from service.scoring.source import Source, check_source, open_source
+from service.scoring.source import OpenTable, Source, check_source, open_source
 from service.scoring.tally import Measure
 from service.scoring.work_folder import WorkFolder, work_folder
 
@@ -66,6 +66,7 @@ def score_table(
     restart: bool = False,
     threshold: float | None = None,
     watch: Watch = SILENT,
+    open_table: OpenTable = open_source,
 ) -> Summary:
     """Score every row of a table; the result appears whole or not at all, in the same order.
 
@@ -81,6 +82,7 @@ def score_table(
         restart: Whether to throw away what an earlier call has done.
         threshold: The uncertainty, as `Measure` has it, above which rows are counted.
         watch: Who is told how it goes.
+        open_table: What reads the table, where an engine does so itself.
 
     Raises:
         InvalidInput: With row and column, or what is wrong with the files.
@@ -93,7 +95,7 @@ def score_table(
     check_source(source)
     check_target(source, target)
     with work_folder(target, restart) as work:
-        manifest, engine, table = _begin(source, work, open_engine, parameters)
+        manifest, engine, table = _begin(source, work, open_engine, parameters, open_table)
         told, (_, found_done) = engine.described, work.done()
         measure = Measure(told.outputs, told.passes, threshold)
         with watch:
@@ -118,7 +120,7 @@ def score_table(
 
 
 def _begin(
-    source: Path, work: WorkFolder, open_engine: OpenEngine, parameters: Parameters
+    source: Path, work: WorkFolder, open_engine: OpenEngine, parameters: Parameters, open_table: OpenTable
 ) -> tuple[Manifest, Engine, Source]:
     """Return what the run is, its engine and its table; it is the one that was begun, if one was.
 
@@ -133,7 +135,7 @@ def _begin(
         if not before or parameters.version is not None:
             raise
         raise VersionNotFound(f"{error}; the run began with it: put it back, or start anew with --restart") from error
-    table = open_source(source, engine.described.inputs)
+    table = open_table(source, engine.described.inputs)
     manifest = Manifest.of(content_hashes(table.files), parameters, settled, engine)
     if before:
         before.check(manifest)

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from service import Predictor
+from service import score_command as command
 from service.cli import main
-from service.scoring import command
 from service.scoring.work_folder import place_of
 
 ROOT = Path(__file__).parents[2]

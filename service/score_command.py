@@ -2,7 +2,9 @@
 
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -11,7 +13,9 @@ import typer
 from service import options
 from service.errors import BadRequest, ThinnetError
 from service.scoring.engine import OpenEngine, Parameters
+from service.scoring.objects import place_here, staged, uri_of
 from service.scoring.progress import SILENT, Bar, Lines, Watch
+from service.scoring.source import OpenTable, open_source
 from service.scoring.table import OnError, Summary, score_table
 from service.scoring.work_folder import place_of
 from service.settings import caller_settings
@@ -19,7 +23,9 @@ from service.settings import caller_settings
 LEFT_OUT = 3
 INTERRUPTED = 130
 _TOLD_EVERY_S = 10.0
-ENGINES = ("local",)
+ENGINES = ("local", "ray")
+Way = tuple[OpenEngine, OpenTable]
+"""What opens the engine, and what opens the table for it."""
 
 
 def score(
@@ -28,7 +34,7 @@ def score(
     ],
     output: Annotated[Path, typer.Option(help="Where the result goes, in the format that its name ends in.")],
     model: Annotated[str, typer.Option(help="The model's folder; with --url its name.")] = "",
-    engine: Annotated[str, typer.Option(help="What answers: local, in this process.")] = "local",
+    engine: Annotated[str, typer.Option(help="What answers: 'local', this process, or 'ray'.")] = "local",
     url: Annotated[str | None, typer.Option(help="A server that answers, instead of an engine.")] = None,
     api_key_file: Annotated[
         Path | None, typer.Option(help="A file with the key that the server is shown; else THINNET_API_KEY.")
@@ -66,47 +72,58 @@ def score(
     asked = options.asked(passes, variant, p, seed, scope, estimator, tolerance, precision, quantity)
     watch = SILENT if quiet else _watch(threshold)
     try:
-        summary = score_table(
-            source,
-            output,
-            _engine(engine, model, device) if url is None else _server(url, api_key_file, model, quiet),
-            Parameters(version=version, **asked),
-            on_error=cast(OnError, on_error),
-            restart=restart,
-            threshold=threshold,
-            watch=watch,
-        )
+        way = _engine(engine, model, device) if url is None else _server(url, api_key_file, model, quiet)
+        with staged(source, output) as (rows, result), way as (open_engine, open_table):
+            summary = score_table(
+                rows,
+                result,
+                open_engine,
+                Parameters(version=version, **asked),
+                on_error=cast(OnError, on_error),
+                restart=restart,
+                threshold=threshold,
+                watch=watch,
+                open_table=open_table,
+            )
     except KeyboardInterrupt:
         print(f"interrupted: {_kept(output) or 'nothing was done yet'}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     except ThinnetError as error:
         print(f"error: {error}", *filter(None, [_kept(output)]), sep="\nnote: ", file=sys.stderr)
         raise typer.Exit(1) from None
-    _tell(summary, threshold, quiet, json)
+    _tell(replace(summary, output=uri_of(output) or str(output)), threshold, quiet, json)
     raise typer.Exit(LEFT_OUT if summary.left_out else 0)
 
 
 def _kept(output: Path) -> str:
-    is_kept = place_of(output).exists()
+    is_kept = place_of(place_here(output)).exists()
     return "what is done is kept: the same command goes on, --restart throws it away" if is_kept else ""
 
 
-def _server(url: str, api_key_file: Path | None, model: str, quiet: bool) -> OpenEngine:
+def _server(url: str, api_key_file: Path | None, model: str, quiet: bool) -> AbstractContextManager[Way]:
     from service.scoring.remote import Server, open_server
 
     _tell_of_waits(quiet)
-    return open_server(Server(url, caller_settings(api_key_file).key()), model or None)
+    return nullcontext((open_server(Server(url, caller_settings(api_key_file).key()), model or None), open_source))
 
 
-def _engine(engine: str, model: str, device: str) -> OpenEngine:
-    if engine not in ENGINES:
+@contextmanager
+def _engine(engine: str, model: str, device: str) -> Iterator[Way]:
+    folder = Path(model or "models")
+    if engine == "ray":
+        from service.cluster.scoring import ray_run
+
+        with ray_run(folder, device) as run:
+            yield run.open_engine, run.open_table
+    elif engine == "local":
+        from service.threads import prepare_environment
+
+        prepare_environment()  # before torch is imported
+        from service.scoring.local import open_folder
+
+        yield open_folder(folder, device), open_source
+    else:
         raise BadRequest(f"there is no engine {engine!r}; give one of {', '.join(ENGINES)}, or --url")
-    from service.threads import prepare_environment
-
-    prepare_environment()  # before torch is imported
-    from service.scoring.local import open_folder
-
-    return open_folder(Path(model or "models"), device)
 
 
 def _tell_of_waits(quiet: bool) -> None:
