@@ -122,7 +122,7 @@ class Serving:
     async def _result(self, request: Request, job: Job[Prediction], timeout_s: float) -> Prediction | None:
         try:
             return await self._awaited.result(job, request.receive, timeout_s)
-        except TimeoutError:
+        except (TimeoutError, DeadlineExceeded):  # whoever saw it first
             raise DeadlineExceeded(
                 f"no answer within {timeout_s:g} s; ask for fewer rows or passes, or allow more in `timeout_s`"
             ) from None
