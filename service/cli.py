@@ -9,8 +9,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from service import __version__
+from service import __version__, options
 from service.errors import ThinnetError
+from service.score_command import score
 from service.settings import Settings
 
 app = typer.Typer(
@@ -21,19 +22,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _DEFAULTS = Settings.model_fields
-Device = Annotated[str, typer.Option(help="Where networks run: cpu, cuda, cuda:1, …")]
 Models = Annotated[
     Path | None, typer.Argument(help="Folder of model folders, or one model folder; ./models if left out.")
 ]
-Passes = Annotated[int | None, typer.Option(help="Stochastic passes, 2 to 10000; the model's own if left out.")]
-VariantName = Annotated[str | None, typer.Option(help="'trained', or a variant for the whole plan.")]
-Rate = Annotated[float | None, typer.Option("--p", help="A drop rate for the whole plan.")]
-Seed = Annotated[int | None, typer.Option(help="The noise's seed; the model's own if left out.")]
-Scope = Annotated[str, typer.Option(help="'pass': one pass is one network for all rows; 'row': each row has its own.")]
-Precision = Annotated[str, typer.Option(help="What products run in: float32, or bfloat16: faster and coarser.")]
-Estimator = Annotated[str, typer.Option(help="'integrated': the last site before a linear output exactly.")]
-Tolerance = Annotated[float | None, typer.Option(help="End a row's passes at this relative error of its variances.")]
-Quantities = Annotated[list[str] | None, typer.Option("--quantity", help="One more quantity; may be given again.")]
 
 
 def main() -> None:
@@ -71,6 +62,11 @@ def serve(
     device: Annotated[str | None, typer.Option(help="Where networks run: cpu, cuda, cuda:1, …")] = None,
     root_path: Annotated[str | None, typer.Option(help="Path that a proxy in front strips.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that serve; 1 if left out.")] = None,
+    engine: Annotated[str | None, typer.Option(help="'local', or 'ray': replicas in Ray Serve.")] = None,
+    min_replicas: Annotated[int | None, typer.Option(help="Fewest replicas in Ray; 1 if left out.")] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(help="Most replicas in Ray; as many as the fewest if left out.")
+    ] = None,
     keys_file: Annotated[Path | None, typer.Option(help="File of API keys, as `thinnet key` prints them.")] = None,
     allow_anonymous: Annotated[
         bool | None, typer.Option("--allow-anonymous", help="Serve a public address without keys.")
@@ -84,11 +80,14 @@ def serve(
     from service.start import prepared
 
     given = {"models": models, "host": host, "port": port, "device": device, "root_path": root_path, "workers": workers}
+    given |= {"engine": engine, "min_replicas": min_replicas, "max_replicas": max_replicas}
     given |= {"keys_file": keys_file, "allow_anonymous": allow_anonymous}
     settings = _settings({key: value for key, value in given.items() if value is not None})
     with prepared():
-        from service.api.server import run  # only now: signals and threads are settled before torch is imported
-
+        if settings.engine == "ray":
+            from service.cluster.serving import run
+        else:
+            from service.api.server import run  # only now: signals and threads are settled before torch is imported
         code = run(settings)
     raise typer.Exit(code)
 
@@ -119,7 +118,7 @@ def key(
 
 
 @app.command()
-def models(models: Models = None, device: Device = "cpu") -> None:
+def models(models: Models = None, device: options.Device = "cpu") -> None:
     """List the models of a folder, their versions and their sites."""
     from service.repository import Repository
 
@@ -139,7 +138,7 @@ def models(models: Models = None, device: Device = "cpu") -> None:
 
 
 @app.command()
-def variants(device: Device = "cpu") -> None:
+def variants(device: options.Device = "cpu") -> None:
     """List every dropout variant: equation, what is sampled and shared, closed forms, layers, reference."""
     from rich.console import Console
     from rich.table import Table
@@ -163,17 +162,17 @@ def variants(device: Device = "cpu") -> None:
 def predict(
     folder: Annotated[Path, typer.Argument(help="The model's folder.")],
     rows: Annotated[Path, typer.Argument(help="A file of rows: .json, .csv or .npy.")],
-    version: Annotated[int | None, typer.Option(help="The model's version; the highest if left out.")] = None,
-    passes: Passes = None,
-    variant: VariantName = None,
-    p: Rate = None,
-    seed: Seed = None,
-    scope: Scope = "pass",
-    estimator: Estimator = "sampled",
-    tolerance: Tolerance = None,
-    precision: Precision = "float32",
-    quantity: Quantities = None,
-    device: Device = "cpu",
+    version: options.Version = None,
+    passes: options.Passes = None,
+    variant: options.VariantName = None,
+    p: options.Rate = None,
+    seed: options.Seed = None,
+    scope: options.Scope = "pass",
+    estimator: options.Estimator = "sampled",
+    tolerance: options.Tolerance = None,
+    precision: options.Precision = "float32",
+    quantity: options.Quantities = None,
+    device: options.Device = "cpu",
 ) -> None:
     """Predict one file of rows with a model folder, without a server; the answer is printed as JSON."""
     import orjson
@@ -187,61 +186,14 @@ def predict(
     predictor = Predictor.load(folder, version, check_device(device))
     given = read_rows_file(rows, predictor.inputs)
     prediction = predictor.predict(
-        given, **_asked(passes, variant, p, seed, scope, estimator, tolerance, precision, quantity)
+        given, **options.asked(passes, variant, p, seed, scope, estimator, tolerance, precision, quantity)
     )
     card = read_card(folder, version)
     told = answer(card.name, card.version, predictor.outputs, prediction)
     print(orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY).decode())
 
 
-def _asked(
-    passes: int | None,
-    variant: str | None,
-    p: float | None,
-    seed: int | None,
-    scope: str,
-    estimator: str,
-    tolerance: float | None,
-    precision: str,
-    quantities: list[str] | None,
-) -> dict[str, Any]:
-    asked: dict[str, Any] = {"passes": passes, "variant": variant, "p": p, "scope": scope}
-    asked |= {"estimator": estimator, "tolerance": tolerance, "precision": precision, "quantities": quantities}
-    return asked | ({} if seed is None else {"seed": seed})
-
-
-@app.command()
-def score(
-    source: Annotated[Path, typer.Argument(help="A CSV file: a header of the model's features, and rows.")],
-    output: Annotated[Path, typer.Option(help="Where the result goes, whole or not at all.")],
-    model: Annotated[str, typer.Option(help="The model's folder; with --url its name.")] = "",
-    url: Annotated[str | None, typer.Option(help="A server that answers; in this process if left out.")] = None,
-    version: Annotated[int | None, typer.Option(help="The model's version; the highest if left out.")] = None,
-    passes: Passes = None,
-    variant: VariantName = None,
-    p: Rate = None,
-    seed: Seed = None,
-    scope: Scope = "pass",
-    estimator: Estimator = "sampled",
-    tolerance: Tolerance = None,
-    precision: Precision = "float32",
-    quantity: Quantities = None,
-    device: Device = "cpu",
-) -> None:
-    """Score a CSV file into a CSV file: one row of mean, variance and quantities for each row."""
-    asked = _asked(passes, variant, p, seed, scope, estimator, tolerance, precision, quantity)
-    if url is not None:
-        from service.scoring.remote import score_remotely
-
-        summary = score_remotely(url, source, output, model=model or None, version=version, **asked)
-    else:
-        from service.repository import Repository
-        from service.scoring.local import score_locally
-
-        folder = Path(model or "models")
-        repository = Repository(folder, device)
-        summary = score_locally(repository.predictor(repository.sole_name(), version), source, output, **asked)
-    print(f"{summary.rows} rows in {summary.seconds:.1f} s: {output}")
+app.command()(score)
 
 
 @app.command()
@@ -257,9 +209,9 @@ def export(
     label: Annotated[list[str] | None, typer.Option(help="A class's name, in order; may be given again.")] = None,
     description: Annotated[str, typer.Option(help="What the model is, for people.")] = "",
     variant: Annotated[str, typer.Option(help="The variant where a request names none.")] = "trained",
-    passes: Passes = None,
-    seed: Seed = None,
-    device: Device = "cpu",
+    passes: options.Passes = None,
+    seed: options.Seed = None,
+    device: options.Device = "cpu",
 ) -> None:
     """Turn a network and its weights into a model folder, and say which sites were found."""
     from service.export import export_folder

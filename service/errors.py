@@ -7,7 +7,8 @@
     │   │   └── NoActiveSite              nothing would be random, so the variance would be a false 0
     │   ├── InvalidQuantity               a quantity that this output does not have
     │   ├── InvalidFactory                a `package.module:factory` that gives no network
-    │   └── InvalidWeights                a file that is not plain weights, or not this network's
+    │   ├── InvalidWeights                a file that is not plain weights, or not this network's
+    │   └── RunChanged                    a run to go on with is of other rows, another model or other parameters
     ├── Unauthorized                 401  no API key, or one that is not known
     ├── NotFound                     404
     │   ├── ModelNotFound
@@ -19,7 +20,9 @@
     ├── TooManyRequests              429  a key is past its share; `retry_after_s` says when to ask again
     │   └── Overloaded               429  the server is past its own; likewise
     ├── InvalidSettings              500  what the server was told cannot be, at its start
+    ├── NotWritten                   500  a result that cannot be written: no room, no permission, another run
     ├── RemoteFault                  502  another server that does not answer, or not as agreed
+    │   └── ServerUnreachable             it is not there, or the connection to it was lost
     ├── NotReady                     503
     │   └── Draining                      the server is about to end; likewise
     ├── DeadlineExceeded             504  the time that a request was given is over
@@ -31,10 +34,13 @@
         ├── InvalidModelFolder            model.toml or the layout on disk
         └── UnsafeArchive                 a file that would do more than compute
 
-It does not know HTTP beyond that number, nor who reads the message: a message says what, where, and the cure.
+It does not know HTTP beyond that number and the header that names the class, nor who reads the message: a message says
+what, where, and the cure.
 """
 
 from typing import ClassVar
+
+FAULT = "X-Thinnet-Fault"
 
 
 class ThinnetError(Exception):
@@ -42,11 +48,13 @@ class ThinnetError(Exception):
 
     Attributes:
         status: Its HTTP status.
-        retry_after_s: When asking again may help; None where it will not.
+        retry_after_s: When asking again may help; None where it will not, or nobody knows.
+        request_id: Under which id a server's log has the request that it refused; None where none did.
     """
 
     status: ClassVar[int] = 500
     retry_after_s: float | None = None
+    request_id: str | None = None
 
 
 class BadRequest(ThinnetError):
@@ -77,6 +85,10 @@ class InvalidFactory(BadRequest):
 
 class InvalidWeights(BadRequest):
     """The file is not plain weights that can be read safely, or they are not this network's."""
+
+
+class RunChanged(BadRequest):
+    """A run that was begun had other rows, another model or other parameters."""
 
 
 class Unauthorized(ThinnetError):
@@ -146,10 +158,18 @@ class InvalidSettings(ThinnetError):
     """What the server was told cannot be."""
 
 
+class NotWritten(ThinnetError):
+    """A result cannot be written: there is no room, no permission, or another run writes it."""
+
+
 class RemoteFault(ThinnetError):
     """Another server does not answer, or not as agreed."""
 
     status = 502
+
+
+class ServerUnreachable(RemoteFault):
+    """No server is there, or the connection to it was lost."""
 
 
 class NotReady(ThinnetError):

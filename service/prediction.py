@@ -40,6 +40,11 @@ class Prediction:
         """The variance between passes [B, …], divided by N - 1; by output name where there are several."""
         return self["variance"]
 
+    @property
+    def values(self) -> int:
+        """How many numbers it holds."""
+        return sum(quantity.numel() for found in self.outputs.values() for quantity in found.values())
+
     def __getitem__(self, quantity: str) -> Tensor | dict[str, Tensor]:
         values = {name: found[quantity] for name, found in self.outputs.items() if quantity in found}
         if not values:

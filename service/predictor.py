@@ -21,7 +21,9 @@ from service.graph.archive import load_program
 from service.graph.candidates import drop_entangled
 from service.graph.capture import Captured, Example, capture, from_program
 from service.graph.compiled import Compiled, couples_rows
+from service.graph.identity import fingerprint
 from service.graph.layout import note_layouts, with_rows
+from service.graph.operations import operations_per_row
 from service.graph.precision import FLOAT32
 from service.graph.program import drop_traces, plain_outputs
 from service.graph.signature import described_inputs, described_outputs
@@ -241,6 +243,14 @@ class Predictor:
         """
         plan = make_plan(self.sites, variant or self.variant, p, sites)
         return choose_passes(plan, passes, self._own_passes, tolerance)
+
+    def fingerprint(self) -> str:
+        """Return a hash that changes where answers would: of the network, what its tensors mean, and its defaults."""
+        return fingerprint(self._captured.program, self.inputs, self.outputs, self.seed, self.variant, self._own_passes)
+
+    def operations(self) -> float:
+        """Return the operations of a pass, for each row, as far as they are matrix products or convolutions."""
+        return operations_per_row(self._captured.program.graph, self._captured.example)
 
     def fitting(self, site: str) -> tuple[str, ...]:
         """Return the names of the variants that fit a site.

@@ -1,13 +1,16 @@
 """Every knob of the service, once: name, default, unit, help; the only place that reads environment variables.
 
-Each setting is `THINNET_<NAME>` in the environment and, for `thinnet serve`, an option of the same name.
+Each setting is `THINNET_<NAME>` in the environment and, for `thinnet serve`, an option of the same name. A secret is
+never an option: every user of a machine sees the others' command lines.
 """
 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import InvalidSettings
 
 _MIB = 1 << 20
 
@@ -53,11 +56,29 @@ class Settings(BaseSettings):
     memory_bytes: Annotated[int, Field(description="what one request may hold in its passes (bytes)", ge=_MIB)] = (
         1024 * _MIB
     )
+    engine: Annotated[
+        Literal["local", "ray"], Field(description="what serves: processes of this machine, or replicas in Ray")
+    ] = "local"
     workers: Annotated[int, Field(description="processes that serve; they share the models' memory", ge=1, le=256)] = 1
     threads: Annotated[
         int,
         Field(description="threads that compute in each worker; 0: its share of the usable processors", ge=0, le=1024),
     ] = 0
+    min_replicas: Annotated[int, Field(description="fewest replicas in Ray", ge=1, le=1000)] = 1
+    max_replicas: Annotated[
+        int, Field(description="most replicas in Ray, which scales between; 0: min_replicas, always", ge=0)
+    ] = 0
+    target_requests: Annotated[
+        float, Field(description="requests at once, of one replica, that Ray scales towards", gt=0)
+    ] = 8.0
+    replica_cpus: Annotated[float, Field(description="processors that Ray sets aside for a replica", gt=0)] = 1.0
+    replica_gpus: Annotated[float, Field(description="GPUs, or a share of one, of a replica in Ray", ge=0)] = 0.0
+    max_replica_requests: Annotated[
+        int, Field(description="most that Ray sends a replica at once; above max_requests probes get through", ge=1)
+    ] = 288
+    max_queued_requests: Annotated[
+        int, Field(description="most requests that wait at one of Ray's proxies for a replica", ge=1)
+    ] = 256
     drain_s: Annotated[
         float, Field(description="longest end after SIGTERM, and of workers with old models (s)", gt=0)
     ] = 30.0
@@ -72,3 +93,33 @@ class Settings(BaseSettings):
     telemetry: Annotated[
         bool, Field(description="OpenTelemetry traces and metrics, to where the OTEL_… variables say")
     ] = False
+
+
+class CallerSettings(BaseSettings):
+    """What one who calls a server can be told."""
+
+    model_config = SettingsConfigDict(env_prefix="THINNET_", extra="forbid", frozen=True)
+
+    api_key: Annotated[SecretStr | None, Field(description="key that `thinnet score --url` shows the server")] = None
+    api_key_file: Annotated[Path | None, Field(description="file with that key, instead of it")] = None
+
+    def key(self) -> str | None:
+        """Return the key; a file's where one is named.
+
+        Raises:
+            InvalidSettings: The file cannot be read, or is empty.
+        """
+        if self.api_key_file is None:
+            return self.api_key.get_secret_value() if self.api_key is not None else None
+        try:
+            key = self.api_key_file.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidSettings(f"api_key_file {self.api_key_file} cannot be read: {error}; check the path") from None
+        if not key:
+            raise InvalidSettings(f"api_key_file {self.api_key_file} is empty; write the key into it")
+        return key
+
+
+def caller_settings(api_key_file: Path | None = None) -> CallerSettings:
+    """Return a caller's settings, with the file of the key where it was given."""
+    return CallerSettings() if api_key_file is None else CallerSettings(api_key_file=api_key_file)

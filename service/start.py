@@ -14,7 +14,7 @@ from tempfile import gettempdir, mkdtemp
 from types import FrameType
 
 from service.errors import NotReady
-from service.threads import prepare_environment
+from service.threads import prepare_environment, prevent_monitor
 
 METRICS = "PROMETHEUS_MULTIPROC_DIR"
 _MEMORY = Path("/dev/shm")  # a full disk must not end a process that counts in a mapped file
@@ -29,6 +29,7 @@ def prepared() -> Iterator[None]:
         NotReady: There is no place for the metrics.
     """
     prepare_environment()
+    prevent_monitor()
     with _metrics_folder() as made, _ends_on_signals(made):
         yield
 

@@ -43,9 +43,26 @@ def prepare_environment() -> None:
     A thread of OpenMP that waits spins for milliseconds, on a processor that the event loop or another process needs;
     `tests/performance/serving.py` compares the ways of waiting.
     """
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's would start threads when it is imported
+    os.environ |= numeric_environment()
+
+
+def numeric_environment() -> dict[str, str]:
+    """Return what numerical libraries are to be told, as `prepare_environment` does."""
+    told = {"OPENBLAS_NUM_THREADS": "1"}  # NumPy's would start threads when it is imported
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        told["GOMP_SPINCOUNT"] = "1000"
+    return {name: os.environ.get(name, value) for name, value in told.items()}
+
+
+def prevent_monitor() -> None:
+    """Keep tqdm, where it is installed, from starting a thread for bars that torch makes and nobody sees.
+
+    A process that forks is to have one thread: a fork takes no other along, nor lets go of what it holds.
+    """
+    with suppress(ImportError):
+        from tqdm import tqdm  # which torch imports too
+
+        tqdm.monitor_interval = 0
 
 
 def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:

@@ -5,8 +5,31 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 else:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
 
+from typing import Any
+
 import pytest
 import torch
+
+ZOO = {
+    f"tests/graph/test_{name}.py" for name in ("candidates", "coverage", "integrated_zoo", "laws", "saving", "thinning")
+}
+SERVED = {"tests/attacks", "tests/conformance", "tests/load"}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give files to one process whose tests share what is dear: the zoo's networks once captured, a folder's server."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class SharingTogether(LoadFileScheduling):  # type: ignore[misc] # it has no types
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            folder = file.rpartition("/")[0]
+            return "the zoo" if file in ZOO else folder if folder in SERVED else file
+
+    return SharingTogether(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,7 @@
-"""A server of several processes, seen from outside: its workers, what it says, its end."""
+"""A server in processes of its own, seen from outside: its workers, what it says, its end.
+
+What it says goes to files, so that no pipe fills.
+"""
 
 import json
 import os
@@ -11,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from served import START_S
-
+START_S = 60.0
 SHORT_S = 20.0
 
 
@@ -101,3 +104,10 @@ def running(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(SHORT_S)
+
+
+@contextmanager
+def server(*arguments: str, **environment: str) -> Iterator[str]:
+    """Run `thinnet serve` and give its address."""
+    with TemporaryDirectory() as scratch, running(Path(scratch), *arguments, **environment) as found:
+        yield f"http://127.0.0.1:{found.port}"

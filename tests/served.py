@@ -1,9 +1,6 @@
-"""Models to serve in tests, each for a difficulty, and a server of its own process."""
+"""Models to serve in tests, each for a difficulty, and an application that listens in this process."""
 
 import asyncio
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,25 +65,9 @@ def save_models(folder: Path) -> Path:
 
 
 @contextmanager
-def server(*arguments: str, **environment: str) -> Iterator[str]:
-    """Run `thinnet serve` on a free port of the loopback and give its address; it is ended afterwards."""
-    command = [sys.executable, "-m", "service.cli", "serve", *arguments, "--port", "0"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment}
-    )
-    assert process.stdout is not None
-    try:
-        yield _address(process.stdout, time.monotonic() + START_S)
-    finally:
-        process.terminate()
-        process.wait(20)
-        process.stdout.close()
-
-
-@contextmanager
-def listening(app: Any, root_path: str = "") -> Iterator[str]:
-    """Serve an application on a free port of the loopback from a thread, and give its address."""
-    config = uvicorn.Config(app, port=0, root_path=root_path, log_config=None, access_log=False)
+def listening(app: Any, root_path: str = "", port: int = 0) -> Iterator[str]:
+    """Serve an application on a port of the loopback, a free one where none is named, and give its address."""
+    config = uvicorn.Config(app, port=port, root_path=root_path, log_config=None, access_log=False)
     server = uvicorn.Server(config)
     with config.bind_socket() as listener:
         thread = Thread(target=asyncio.run, args=(server.serve([listener]),))
@@ -100,13 +81,3 @@ def listening(app: Any, root_path: str = "") -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(START_S)
-
-
-def _address(lines: Iterator[str], deadline: float) -> str:
-    seen = []
-    for line in lines:
-        seen.append(line)
-        if " at http://" in line:
-            return line.split(" at ")[1].split(" ")[0]
-        assert time.monotonic() < deadline, seen
-    raise AssertionError(f"the server ended: {seen}")

@@ -7,12 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
-from served import server
+from processes import server
 
 from service.cli import app, main
 
@@ -155,8 +156,14 @@ def test_models_and_variants_list_what_there_is(capsys: pytest.CaptureFixture[st
     assert "Wan et al. 2013" in run(capsys, "variants")
 
 
-def test_the_start_up_says_address_models_sites_and_how_to_call() -> None:
-    with server(str(ROOT / "models")) as address, pytest.MonkeyPatch.context() as patch:
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with server(str(ROOT / "models")) as found:
+        yield found
+
+
+def test_the_start_up_says_address_models_sites_and_how_to_call(address: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         from service.api.server import banner
         from service.repository import Repository
@@ -176,12 +183,13 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_score_gives_the_same_numbers_here_and_at_a_server(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_score_gives_the_same_numbers_here_and_at_a_server(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, address: str
+) -> None:
     source, here, there = DIABETES / "example.csv", tmp_path / "here.csv", tmp_path / "there.csv"
     narrow = ("--precision", "bfloat16")
     assert "rows in" in run(capsys, "score", source, "--output", here, "--model", DIABETES, *narrow)
-    with server(str(ROOT / "models")) as address:
-        run(capsys, "score", source, "--output", there, "--model", "diabetes", "--url", address, *narrow)
+    run(capsys, "score", source, "--output", there, "--model", "diabetes", "--url", address, *narrow)
     mine, theirs = read(here), read(there)
     assert list(mine[0])[:3] == ["row", "mean", "variance"]
     assert [list(row) for row in mine] == [list(row) for row in theirs]

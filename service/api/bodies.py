@@ -7,6 +7,8 @@ from typing import Any, Self
 
 import orjson
 from fastapi import Request, Response
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from service.errors import BadRequest, Overloaded, TooLarge
 
@@ -76,14 +78,25 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit_bytes:
         raise TooLarge(_too_large(f"the body has {declared} bytes", limit_bytes))
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit_bytes:
-            raise TooLarge(_too_large("the body is larger", limit_bytes))
-        hold.take(len(chunk))
+    body = await _whole(request.receive, limit_bytes, hold)
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    return bytes(body) if encoding in ("identity", "") else await _unpack(bytes(body), encoding, limit_bytes, hold)
+    return body if encoding in ("identity", "") else await _unpack(body, encoding, limit_bytes, hold)
+
+
+async def _whole(receive: Receive, limit_bytes: int, hold: Hold) -> bytes:
+    body, arriving = b"", True
+    gathered = bytearray()  # of several pieces: kept one by one, small ones would take many times their size
+    while arriving:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body, arriving = message.get("body", b""), message.get("more_body", False)
+        if len(gathered) + len(body) > limit_bytes:
+            raise TooLarge(_too_large("the body is larger", limit_bytes))
+        hold.take(len(body))
+        if arriving or gathered:
+            gathered += body
+    return bytes(gathered) if gathered else body
 
 
 def json_answer(content: Any, status: int = 200) -> Response:

@@ -12,7 +12,7 @@ from starlette.types import Scope
 
 from service.api.bodies import json_answer
 from service.api.envelope import request_id
-from service.errors import ModelFault, NotReady, ThinnetError, TooSlow, Unauthorized
+from service.errors import FAULT, ModelFault, NotReady, ThinnetError, TooSlow, Unauthorized
 from service.wire import first_problem
 
 _log = logging.getLogger("thinnet")
@@ -31,6 +31,7 @@ def answer_to(error: ThinnetError) -> Response:
     """Return the answer to a fault that thinnet names."""
     told = public(str(error)) if isinstance(error, (ModelFault, NotReady)) else str(error)
     answer = json_answer({"error": told}, error.status)
+    answer.headers[FAULT] = type(error).__name__
     if error.retry_after_s is not None:
         answer.headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
     if isinstance(error, Unauthorized):

@@ -26,9 +26,9 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 _RESERVED = ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output")
 _OURS = (
     *("passes", "variant", "p", "sites", "seed", "scope", "row_offset"),
-    *("estimator", "tolerance", "precision", "timeout_s"),
+    *("estimator", "tolerance", "precision", "timeout_s", "quantities"),
 )
-FRESH = "fresh"
+FRESH, QUANTITIES = "fresh", "quantities"
 Parameters = dict[str, StrictStr | StrictBool | StrictInt | StrictFloat]
 
 
@@ -59,6 +59,8 @@ class InferRequest(BaseModel):
     `parameters` takes `passes`, `variant`, `p`, `seed` (a number, or "fresh"), `scope`, `row_offset`, `estimator`,
     `tolerance`, `precision`, `timeout_s`, and `sites` as a string that holds a JSON object. `outputs` names quantities:
     `mean`, `variance`, `entropy`, `quantile_0.9`, …; `<output>.<quantity>` where there are several outputs.
+    `quantities`, a parameter of names with commas between them (or of none), asks for the task's own and those, as
+    `POST /predict` does.
     `model_name` may repeat the path's name, as KServe's client does.
     """
 
@@ -174,11 +176,12 @@ def to_predict_request(inference: Inference, model: str, version: str | None) ->
         if name not in (*_OURS, *_RESERVED) and not name.startswith("triton_"):
             raise BadRequest(f"parameter {name[:40]!r} is not known; the parameters are {', '.join(_OURS)}")
     own: dict[str, Any] = {name: parameters[name] for name in _OURS if name in parameters}
+    more = str(own.pop(QUANTITIES, ""))
     if own.get("seed") == FRESH:
         own["seed"] = None
     if "sites" in own:
         own["sites"] = parse_json(str(own["sites"]).encode())
-    wanted = [each.name for each in inference.request.outputs]
+    wanted = [*(each.name for each in inference.request.outputs), *filter(None, more.split(","))]
     asked = {"model": model, "version": version, "inputs": None, "quantities": wanted, **own}
     try:
         return PredictRequest.model_validate(asked)
@@ -220,7 +223,8 @@ def write_inference(
         for output in outputs
         for what, values in prediction.outputs[output.name].items()
     }
-    unasked = [*output_names(outputs), *_reached(outputs, inference)]
+    all_of_them = QUANTITIES in inference.request.parameters
+    unasked = list(tensors) if all_of_them else [*output_names(outputs), *_reached(outputs, inference)]
     asked = inference.request.outputs or [InferOutput(name=name) for name in unasked]
     every = bool(inference.request.parameters.get("binary_data_output", False)) or inference.raw
     described, raw = [], []
@@ -244,7 +248,7 @@ def write_inference(
 def _answer_parameters(prediction: Prediction) -> dict[str, Any]:
     several = len(prediction.noise) > 1
     noise = {f"{name}.noise" if several else "noise": known for name, known in prediction.noise.items()}
-    notes = {"notes": "; ".join(prediction.notes)} if prediction.notes else {}
+    notes = {"notes": "\n".join(prediction.notes)} if prediction.notes else {}
     told = {"passes": prediction.passes, "seed": prediction.seed, "scope": prediction.scope}
     return {**told, "estimator": prediction.estimator, **noise, **notes}
 

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from math import inf, isfinite, sqrt
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -226,6 +227,14 @@ class Metrics:
 def is_shared() -> bool:
     """Tell whether several processes count together."""
     return SHARED in os.environ
+
+
+def forget_dead(folder: Path) -> None:
+    """Forget the gauges of processes that are no more, in the folder where they count together."""
+    for place in folder.glob("gauge_live*_*.db"):
+        pid = place.stem.rpartition("_")[2]
+        if not Path("/proc", pid).exists():
+            mark_process_dead(int(pid), str(folder))  # type: ignore[no-untyped-call] # it ships without types
 
 
 def _few(values: "Tensor", turn: int) -> list[float]:

@@ -1,6 +1,7 @@
 """The Open Inference Protocol v2 under /v2, REST with the binary tensor data extension; it translates and delegates."""
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from fastapi import APIRouter, Request, Response
@@ -26,6 +27,7 @@ from service.wire import PredictRequest
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], route_class=Direct)
 PLATFORM = "pytorch_thinnet"
+_identities: WeakKeyDictionary[Predictor, dict[str, Any]] = WeakKeyDictionary()
 
 
 router.add_api_route("/health/live", ops.live, summary="Is the server running")
@@ -53,9 +55,11 @@ async def metadata(request: Request, model: str, version: str | None = None) -> 
     card, predictor = await serving_of(request).find(found)
     told: dict[str, Any] = {
         "name": card.name,
+        "version": str(card.version),
         "versions": [str(number) for number in card.versions],
         "platform": PLATFORM,
     }
+    told |= await aside(predictor in _identities, _identity, predictor)
     told |= {"inputs": _inputs(predictor), "outputs": _outputs(predictor)}
     told |= {"description": card.description, "defaults": _defaults(predictor), "score": dict(card.score)}
     told |= {"couples_rows": predictor.couples_rows}
@@ -92,6 +96,13 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
         return write_inference(inference, card.name, card.version, predictor.outputs, prediction)
 
     return await serving.answer(request, Call(asked, card, predictor, lambda: inference.tensors, write, is_small))
+
+
+def _identity(predictor: Predictor) -> dict[str, Any]:
+    """Return what tells a network from another, and about what it costs; all its numbers are looked at once."""
+    if predictor not in _identities:
+        _identities[predictor] = {"fingerprint": predictor.fingerprint(), "operations": predictor.operations()}
+    return _identities[predictor]
 
 
 def _inputs(predictor: Predictor) -> list[dict[str, Any]]:

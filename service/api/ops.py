@@ -73,9 +73,13 @@ def why_not_ready(serving: Serving) -> list[str]:
     reasons += serving.workers_dead()
     if load.closed:
         reasons.append("the server is draining; send requests to another one")
-    if (stalled_s := load.stalled_s) > serving.settings.stall_s:
-        reasons.append(f"no progress for {stalled_s:.0f} s (stall_s = {serving.settings.stall_s:g}); restart it")
-    return reasons
+    return [*reasons, *why_stalled(serving)]
+
+
+def why_stalled(serving: Serving) -> list[str]:
+    """Return why only a new process would go on."""
+    stalled_s, most_s = serving.scheduler.stalled_s, serving.settings.stall_s
+    return [f"no progress for {stalled_s:.0f} s (stall_s = {most_s:g}); restart it"] if stalled_s > most_s else []
 
 
 def sample(counted: Metrics, serving: Serving) -> None:

@@ -9,7 +9,6 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +17,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from service import __version__
 from service.api import log
+from service.api.address import bound, say, url
 from service.api.app import create_app
 from service.api.connection import connection_options
 from service.api.exposure import keys_of
@@ -52,28 +52,21 @@ def run(settings: Settings) -> int:
     if settings.workers > 1 and not shares:
         raise NotReady(f"workers = {settings.workers} cannot share the device {settings.device!r}; serve with 1 worker")
     torch.set_num_threads(1)  # a pool of threads would not be there after a fork
-    with _bound(settings) as listener:  # before loading: a port in use is told at once
+    with bound(settings) as listener:  # before loading: a port in use is told at once
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # no waiting for an ACK
         repository = Repository(settings.models, settings.device, settings.versions_kept) if shares else None
         if repository is not None:
-            _tell(repository)
+            tell_faults(repository)
         listener.listen(BACKLOG)
         table = Heartbeats(settings.workers, settings.stall_s)
         job = Models(settings, listener, repository, keys)
         return Supervisor(job, table, settings.drain_s, settings.stall_s).run()
 
 
-def _bound(settings: Settings) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((settings.host, settings.port))
-    except OSError as error:
-        listener.close()
-        raise NotReady(
-            f"{settings.host}, port {settings.port}, cannot be listened on: {error.strerror}; give another port or host"
-        ) from None
-    return listener
+def compute_with(threads: int) -> None:
+    """Settle how the process computes: on how many threads, and how soon others get the interpreter."""
+    torch.set_num_threads(threads)
+    sys.setswitchinterval(_SWITCH_S)
 
 
 def is_shared(device: str) -> bool:
@@ -100,14 +93,13 @@ class Models:
     def __call__(self, pulse: Pulse) -> None:
         """Serve, in a worker."""
         settings, repository = self.settings, self.repository
-        torch.set_num_threads(threads_each(settings.workers, settings.threads))
-        sys.setswitchinterval(_SWITCH_S)
+        compute_with(threads_each(settings.workers, settings.threads))
         if repository is None:
             repository = Repository(settings.models, settings.device, settings.versions_kept)
-            _tell(repository)
+            tell_faults(repository)
             if not pulse.table.told:
                 pulse.table.told = True
-                _say(banner(repository, _address(settings, self.listener), settings))
+                say(banner(repository, url(settings.host, self.listener.getsockname()[1]), settings))
         app = create_app(settings, repository, self.keys)
         app.state.serving.workers_dead = pulse.table.workers_dead
         config = _config(settings)
@@ -119,13 +111,13 @@ class Models:
         if self.repository is None:
             return self
         repository = self.repository.reload(pause)
-        _tell(repository)
+        tell_faults(repository)
         return replace(self, repository=repository)
 
     def started(self) -> None:
         """Say what is served and how to call it."""
         if self.repository is not None:
-            _say(banner(self.repository, _address(self.settings, self.listener), self.settings))
+            say(banner(self.repository, url(self.settings.host, self.listener.getsockname()[1]), self.settings))
 
     def ended(self) -> None:
         """Listen no more: when the last worker does not either, the kernel refuses connections."""
@@ -153,13 +145,8 @@ def _config(settings: Settings) -> uvicorn.Config:
     )
 
 
-def _say(text: str) -> None:
-    """Print to standard output past Python's buffer: a full disk or a closed pipe there ends no server."""
-    with suppress(OSError, ValueError):
-        os.write(sys.stdout.fileno(), f"{text}\n".encode())
-
-
-def _tell(repository: Repository) -> None:
+def tell_faults(repository: Repository) -> None:
+    """Log what is not served, and why."""
     for name, fault in repository.faults.items():
         _log.error("model %s is not served: %s", name, fault)
     for name, faults in repository.version_faults.items():
@@ -176,11 +163,6 @@ def banner(repository: Repository, address: str, settings: Settings) -> str:
         lines += _model_lines(repository.card(name), repository.predictor(name))
     lines += [f"cannot serve {name}: {fault}" for name, fault in repository.faults.items()]
     return "\n".join([*lines, "", *_call_lines(repository, address), ""])
-
-
-def _address(settings: Settings, listener: socket.socket) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"http://{host}:{listener.getsockname()[1]}"
 
 
 def _model_lines(card: Card, predictor: Predictor) -> list[str]:

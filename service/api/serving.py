@@ -26,7 +26,8 @@ from service.scheduler import Scheduler
 from service.settings import Settings
 from service.wire import PredictRequest
 
-SMALL_BYTES = 1 << 15  # of a body that is read faster than a thread is asked
+SMALL_BYTES = 1 << 17  # of a body that is read about as fast as a thread is asked, which holds up the loop as long
+_SMALL_VALUES = 1 << 14  # the same, of an answer
 _STEP_S = 0.05  # how long others wait for a step to end
 _Result = TypeVar("_Result")
 
@@ -41,7 +42,7 @@ class Call:
         predictor: The model.
         inputs: Makes the arrays or tensors [B, …] by input.
         write: Makes the response of a prediction.
-        is_small: Whether it is read and written faster than a thread is asked.
+        is_small: Whether it is read about as fast as a thread is asked.
     """
 
     asked: PredictRequest
@@ -116,7 +117,7 @@ class Serving:
         if prediction is None:
             return Response(status_code=CLIENT_GONE)
         tell(request, call.card.name, prediction)
-        return await aside(call.is_small, call.write, prediction)
+        return await aside(prediction.values <= _SMALL_VALUES, call.write, prediction)
 
     async def _result(self, request: Request, job: Job[Prediction], timeout_s: float) -> Prediction | None:
         try:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from service.dropout import Variant
+from service.dropout import DropConnect, Variant
 from service.errors import SelfCheckFailed
 from service.graph.bit_masks import PackedDropConnect
 from service.graph.capture import Captured
@@ -83,12 +83,12 @@ class Compiled:
 
     def _fastest(self, plan: Mapping[str, Variant]) -> tuple[Rewritten, Split]:
         """Return the graph that passes run on, and its cut; the plain graph is what it is compared with."""
-        fast = self._write(plan, packed=self._captured.example[0].device.type == "cpu")
-        cut = split(fast)
-        is_plain = not any(isinstance(noise.variant, PackedDropConnect) for noise in fast.noises)
-        if is_plain or not can_fold(cut) or not all(noise.has_rows for noise in fast.noises):
-            return self._rewritten, split(self._rewritten)
-        return fast, cut
+        if self._captured.example[0].device.type == "cpu" and DropConnect in map(type, plan.values()):
+            fast = self._write(plan, packed=True)
+            is_packed = any(isinstance(noise.variant, PackedDropConnect) for noise in fast.noises)
+            if is_packed and all(noise.has_rows for noise in fast.noises) and can_fold(cut := split(fast)):
+                return fast, cut
+        return self._rewritten, split(self._rewritten)
 
     def trunk(self, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
         """Run what no noise reaches, once."""

@@ -62,6 +62,8 @@ def loosen_views(module: fx.GraphModule) -> None:
 
 
 def _replace(module: fx.GraphModule, plain: torch._ops.OpOverload, tuned: fx.node.Target) -> None:
-    for node in module.graph.find_nodes(op="call_function", target=plain):
+    nodes = module.graph.find_nodes(op="call_function", target=plain)
+    for node in nodes:
         node.target = tuned
-    module.recompile()
+    if nodes:
+        module.recompile()

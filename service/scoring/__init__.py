@@ -1,8 +1,10 @@
 """Files in, files out: a table of rows becomes a table of means and variances; it does not know who computes them.
 
-`table` reads, asks and writes in blocks of rows; `local` asks a predictor, `remote` a server.
+`table` reads, asks and writes; `source` opens tables as `block`s of rows; an `engine` answers them: `local` asks a
+predictor of this process, `remote` a server; `work_folder` keeps what is done, `output` makes the result of it.
 """
 
-from service.scoring.table import BLOCK_ROWS, Summary, score_table
+from service.scoring.engine import Parameters
+from service.scoring.table import Summary, score_table
 
-__all__ = ["BLOCK_ROWS", "Summary", "score_table"]
+__all__ = ["Parameters", "Summary", "score_table"]

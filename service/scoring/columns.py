@@ -1,42 +1,56 @@
-"""Quantities of any shape as named columns of text; it does not know files."""
+"""Quantities of any shape as named columns of a table; it does not know files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Answers = Mapping[str, Mapping[str, NDArray[Any]]]
+from service.scoring.block import Block
+from service.scoring.engine import Answers
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 Labels = Mapping[str, Sequence[str]]
 _LABEL = "label"
 
 
-def column_names(answers: Answers, labels: Labels) -> list[str]:
-    """Return the columns' names, quantity by quantity.
+def answered_rows(block: Block, answers: Answers, labels: Labels) -> "pa.RecordBatch":
+    """Return a block's key and answers, without the rows that are at fault.
+
+    The columns are named quantity by quantity: `mean`, or one column for each element, by label or number;
+    `<output>.` stands before it where there are several outputs. Floats are float32.
 
     Args:
+        block: What was asked.
         answers: Quantities [B, …] by output and name.
         labels: Each output's labels, which name the elements where there are as many.
     """
-    return [
-        f"{_prefix(answers, output)}{name}{ending}"
-        for output, quantities in answers.items()
-        for name, values in quantities.items()
-        for ending in _endings(values.shape[1:], labels.get(output, ()))
-    ]
+    import pyarrow as pa
+
+    names, columns = [block.key], [block.keys]
+    for name, values in named_columns(answers, labels):
+        names.append(name)
+        columns.append(pa.array(values))
+    batch = pa.RecordBatch.from_arrays(columns, names=names)
+    if not block.faults:
+        return batch
+    kept = np.ones(len(block), dtype=bool)
+    kept[[fault.row - block.first_row for fault in block.faults]] = False
+    return batch.filter(pa.array(kept))
 
 
-def cells(answers: Answers, labels: Labels) -> Iterator[list[str]]:
-    """Yield each row's cells in the order of `column_names`: floats as the shortest text of their float32."""
-    parts = [
-        _text(values, labels.get(output, ()) if name == _LABEL else ())
-        for output, quantities in answers.items()
-        for name, values in quantities.items()
-    ]
-    for row in zip(*parts, strict=True):
-        yield [cell for part in row for cell in part]
+def named_columns(answers: Answers, labels: Labels) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield each column's name and cells [B]."""
+    for output, quantities in answers.items():
+        own = labels.get(output, ())
+        for name, values in quantities.items():
+            flat = _flat(values, own if name == _LABEL else ())
+            for index, ending in enumerate(_endings(np.shape(values)[1:], own)):
+                yield f"{_prefix(answers, output)}{name}{ending}", flat[:, index]
 
 
 def _prefix(answers: Answers, output: str) -> str:
@@ -51,10 +65,9 @@ def _endings(shape: tuple[int, ...], labels: Sequence[str]) -> list[str]:
     return ["".join(f"_{index}" for index in place) for place in product(*map(range, shape))]
 
 
-def _text(values: NDArray[Any], labels: Sequence[str]) -> list[list[str]]:
+def _flat(values: NDArray[Any], labels: Sequence[str]) -> NDArray[Any]:
+    """Return values as [B, columns]; class numbers as their labels."""
     flat = values.reshape(len(values), -1)
     if labels and flat.dtype.kind in "iu":
-        flat = np.asarray(labels)[flat]
-    if flat.dtype.kind == "f":
-        flat = flat.astype(np.float32)
-    return [list(row) for row in flat.astype(str).tolist()]
+        flat = np.asarray(labels, dtype=object)[flat]
+    return flat.astype(np.float32, copy=False) if flat.dtype.kind == "f" else flat

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from service.errors import InvalidInput
-from service.scoring.csv_rows import read_blocks
+from service.scoring.csv_rows import read_blocks, read_header
 from service.signature import Input
 from service.wire import arrays_from_json, parse_json
 
@@ -29,8 +29,11 @@ def read_rows_file(path: Path, inputs: tuple[Input, ...]) -> dict[str, Any]:
         if path.suffix == ".json":
             return _from_json(path, inputs)
         if path.suffix == ".csv":
-            blocks = list(read_blocks(path, _only(path, inputs), sys.maxsize))
-            return {inputs[0].name: blocks[0].rows}
+            read_header(path, _only(path, inputs))
+            (block,) = read_blocks(path, inputs[0], sys.maxsize)
+            if block.faults:
+                raise InvalidInput(str(block.faults[0]))
+            return {inputs[0].name: block.rows}
         if path.suffix == ".npy":
             return {_only(path, inputs).name: np.load(path, allow_pickle=False)}
     except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from service.threads import prepare_environment
+from service.threads import prepare_environment, prevent_monitor
 
 LIMIT_S = 30.0
 
@@ -20,6 +20,7 @@ def tasks() -> int:
 
 def main(folder: str, forks: int) -> None:
     prepare_environment()
+    prevent_monitor()
     import torch
     from torch import nn
 

@@ -7,16 +7,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any, ClassVar
 
 import kubernetes_validate
 import pytest
+import typer.main
 import yaml
 from image import DEPLOY, ROOT, stages
 from starlette.testclient import TestClient
 
 from service import __version__
+from service.cli import app as commands
+from service.score_command import LEFT_OUT
+from service.scoring.table import POLICIES
 from service.settings import Settings
 
 STAGES = stages((ROOT / "Dockerfile").read_text())
@@ -25,6 +30,10 @@ COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["thi
 MANIFESTS = {each["kind"]: each for each in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())}
 POD = MANIFESTS["Deployment"]["spec"]["template"]
 (IN_POD,) = POD["spec"]["containers"]
+(SCORE,) = yaml.safe_load_all((DEPLOY / "score.yaml").read_text())
+NIGHTLY = SCORE["spec"]["jobTemplate"]["spec"]
+SCORING_POD = NIGHTLY["template"]["spec"]
+(SCORER,) = SCORING_POD["containers"]
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 POD_ENVIRONMENT = {each["name"]: each["value"] for each in IN_POD["env"]}
 BYTES = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
@@ -230,6 +239,46 @@ def test_the_compose_file_is_one() -> None:
     assert checked.returncode == 0, checked.stdout
 
 
-@pytest.mark.parametrize("kind", MANIFESTS)
+@pytest.mark.parametrize("kind", [*MANIFESTS, "CronJob"])
 def test_every_manifest_is_one(kind: str) -> None:
-    kubernetes_validate.validate(MANIFESTS[kind], kubernetes_validate.latest_version(), strict=True)
+    manifest = {**MANIFESTS, SCORE["kind"]: SCORE}[kind]
+    kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_nightly_command_is_one_that_can_be_given(tmp_path: Path) -> None:
+    (tmp_path / "thinnet").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "thinnet").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    command = [*SCORER["command"], *SCORER["args"]]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    name, *arguments = told
+    scoring = typer.main.get_command(commands).commands[name]  # type: ignore[attr-defined] # a group
+    given = scoring.make_context(name, arguments).params
+    assert re.fullmatch(r"/data/answers-\d{4}-\d\d-\d\d\.parquet", str(given["output"]))
+    assert given["on_error"] in POLICIES
+    assert given["source"].parent == given["output"].parent == Path("/data")
+    assert (ROOT / str(given["model"])[1:]).is_dir(), "the image has the folder's models"
+
+
+def test_the_next_pod_finds_what_the_last_one_did_and_one_runs_at_a_time() -> None:
+    mounts = {each["mountPath"]: each["name"] for each in SCORER["volumeMounts"]}
+    volumes = {each["name"]: each for each in SCORING_POD["volumes"]}
+    assert "persistentVolumeClaim" in volumes[mounts["/data"]]
+    assert SCORE["spec"]["concurrencyPolicy"] == "Forbid"
+    assert NIGHTLY["backoffLimit"] > 0
+    assert NIGHTLY["activeDeadlineSeconds"] < 24 * 3600
+
+
+def test_what_trying_again_does_not_change_is_not_tried_again() -> None:
+    (fails,) = [each["onExitCodes"] for each in NIGHTLY["podFailurePolicy"]["rules"] if each["action"] == "FailJob"]
+    assert fails["containerName"] == SCORER["name"]
+    assert set(fails["values"]) == {2, LEFT_OUT}
+    assert SCORING_POD["restartPolicy"] == "Never", "the policy needs it"
+
+
+def test_the_nightly_pod_is_confined_as_the_server_is() -> None:
+    assert SCORER["image"] == IN_POD["image"]
+    assert SCORER["securityContext"] == IN_POD["securityContext"]
+    served, scored = POD["spec"]["securityContext"], dict(SCORING_POD["securityContext"])
+    assert scored.pop("fsGroup") == scored["runAsGroup"], "else it cannot write to its volume"
+    assert scored == served

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import Running, running, until
-from served import START_S
+from processes import START_S, Running, running, until
 from torch import nn
 
 from service import Predictor

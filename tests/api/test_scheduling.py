@@ -5,18 +5,20 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import current_thread
 from typing import Any
 
 import numpy as np
 import orjson
 import pytest
 import torch
-from served import save_models, server
+from processes import server
+from served import save_models
 from starlette.testclient import TestClient
 from torch import nn
 
 from service import Predictor
-from service.api import create_app
+from service.api import create_app, predict
 from service.repository import Repository
 from service.settings import Settings
 
@@ -101,6 +103,20 @@ def test_a_short_request_and_health_pass_a_long_one(client: TestClient) -> None:
     assert max(took) < 1
 
 
+def test_a_large_answer_to_a_small_question_is_not_written_on_the_loop(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    written = predict.answer
+    monkeypatch.setattr(predict, "answer", lambda *given: threads.append(current_thread().name) or written(*given))
+    for passes in (20, 4000):
+        asked = {**SHORT, "inputs": [[1.0, 2.0, 3.0]] * 5, "passes": passes, "quantities": ["samples"]}
+        assert client.post("/predict", json=asked).status_code == 200
+    small, large = threads
+    assert "worker" in large
+    assert "worker" not in small
+
+
 def test_past_the_bound_of_the_queue_a_caller_is_told_when_to_come_back(models: Path) -> None:
     settings = Settings(models=models, max_wait_s=0.01)
     with TestClient(create_app(settings, Repository(models))) as client, ThreadPoolExecutor(1) as pool:
@@ -180,7 +196,7 @@ def test_a_caller_who_hangs_up_stops_costing(models: Path) -> None:
             assert caller.recv(100).startswith(b"HTTP/1.1 200")
         return time.monotonic() - began
 
-    with server(str(models), OMP_NUM_THREADS="1") as place:
+    with server(str(models)) as place:
         host, port = place.removeprefix("http://").split(":")
         address = host, int(port)
         answered(address, 0)

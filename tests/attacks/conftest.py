@@ -6,7 +6,7 @@ import pytest
 import torch
 from caller import LIMITS, WAIT_S, works
 from guarded import Serve
-from served import server
+from processes import server
 from torch import nn
 
 from service import Predictor
@@ -28,7 +28,7 @@ def serve(line: Path) -> Serve:
 
 @pytest.fixture(scope="session")
 def limited_port(line: Path) -> Iterator[int]:
-    with server(str(line), OMP_NUM_THREADS="1", **LIMITS) as address:
+    with server(str(line), **LIMITS) as address:
         yield int(address.rsplit(":", 1)[1])
 
 

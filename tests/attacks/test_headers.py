@@ -35,6 +35,12 @@ def broken(*_: object, **__: object) -> None:
     raise RuntimeError("secret /srv/models/line in class Insides")
 
 
+def test_a_fault_that_is_ours_is_named_by_its_class(client: TestClient) -> None:
+    assert client.get("/v2/models/nobody").headers["X-Thinnet-Fault"] == "ModelNotFound"
+    assert client.post("/predict", content=b" " * 2000).headers["X-Thinnet-Fault"] == "TooLarge"
+    assert "X-Thinnet-Fault" not in client.get("/nothing").headers
+
+
 @pytest.mark.parametrize(
     ("method", "path", "content", "status"),
     [

@@ -2,12 +2,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from served import save_models, server
+from processes import server
+from served import save_models
 
 
 @pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def address(folder: Path) -> Iterator[str]:
     """A real server over a real socket."""
-    folder: Path = save_models(tmp_path_factory.mktemp("models"))
-    with server(str(folder), OMP_NUM_THREADS="1") as found:
+    with server(str(folder)) as found:
         yield found

@@ -8,7 +8,7 @@ import typer.main
 
 from service.catalogue import describe_variants
 from service.cli import app as commands
-from service.settings import Settings
+from service.settings import CallerSettings, Settings
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -25,7 +25,7 @@ def variants() -> Iterator[str]:
 def settings() -> Iterator[str]:
     yield "| variable | default | what it is |"
     yield "|---|---|---|"
-    for name, field in Settings.model_fields.items():
+    for name, field in {**Settings.model_fields, **CallerSettings.model_fields}.items():
         default = "empty" if field.default in (None, "") else f"`{field.default}`"
         yield f"| `THINNET_{name.upper()}` | {default} | {field.description} |"
 

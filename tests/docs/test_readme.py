@@ -5,15 +5,17 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from served import server
+from processes import server
 from tables import README, with_tables
 
 ROOT = README.parent
+SHOWN_ADDRESS = "http://127.0.0.1:8000"
 READMES = [README, *sorted((ROOT / "service").glob("**/README.md"))]
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 
@@ -55,23 +57,26 @@ def test_the_first_two_commands_are_the_set_up_and_the_tests() -> None:
     assert "pytest" in second
 
 
-def test_the_calls_shown_give_the_values_shown() -> None:
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with server(str(ROOT / "models"), OMP_NUM_THREADS="2") as found:
+        yield found
+
+
+def test_the_calls_shown_give_the_values_shown(address: str) -> None:
     calls = shown_calls()
     assert calls
-    with server("models", OMP_NUM_THREADS="2") as address:
-        for command, shown in calls:
-            found = subprocess.run(
-                ["bash", "-c", command.replace("http://127.0.0.1:8000", address)],
-                capture_output=True,
-                cwd=ROOT,
-                check=True,
-            )
-            assert close(json.loads(found.stdout), json.loads(shown)), found.stdout.decode()
+    for command, shown in calls:
+        found = subprocess.run(
+            ["bash", "-c", command.replace(SHOWN_ADDRESS, address)], capture_output=True, cwd=ROOT, check=True
+        )
+        assert close(json.loads(found.stdout), json.loads(shown)), found.stdout.decode()
 
 
-def test_every_python_block_runs_and_prints_what_stands_beside_it(tmp_path: Path) -> None:
-    script = "\n".join(text for kind, text in blocks() if kind == "python")
-    assert script
+def test_every_python_block_runs_and_prints_what_stands_beside_it(address: str, tmp_path: Path) -> None:
+    script = "\n".join(text for kind, text in blocks() if kind == "python").replace(SHOWN_ADDRESS, address)
+    assert SHOWN_ADDRESS not in script
+    assert address in script
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True

@@ -1,13 +1,16 @@
 """A variant at work on a fixed input; what the laws, the transcriptions and the mutants look at."""
 
 from dataclasses import replace
-from functools import singledispatch
+from functools import lru_cache, singledispatch
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from service.dropout import VARIANTS, MaxDrop, Shakeout, Stream, TargetedUnits, TargetedWeights, Variant
+from service.dropout.noise import Key
 from service.dropout.targeted_weights import targeted_weights
 from service.dropout.variant import (
     ActivationVariant,
@@ -23,6 +26,7 @@ from service.dropout.windows import Window
 SAMPLED = tuple(variant for variant in VARIANTS if variant().fixed_passes is None)
 """The variants that draw; `test_masksembles` has the laws of fixed masks."""
 PASSES = 60_000
+STREAMS_KEPT = 12
 CHANNELS, POSITIONS = 3, 4
 SHAPE = (CHANNELS, POSITIONS)
 OUT, IN = 3, 5
@@ -57,8 +61,20 @@ def given(variant: Variant | type[Variant]) -> Tensor:
     return MAPS if kind.on_images and not issubclass(kind, MaxDrop) else X
 
 
+class Remembered(Stream):
+    """A stream whose bits are drawn once for all that ask for the same; variants make their own numbers of them."""
+
+    @lru_cache(maxsize=STREAMS_KEPT)  # noqa: B019 # streams are small, and few are kept
+    def _raw(self, key: Key, count: int, width: int, lane: int = 0) -> NDArray[np.uint8]:
+        bits = super()._raw(key, count, width, lane)
+        bits.flags.writeable = False
+        return bits
+
+
 def stream(passes: int = PASSES, rows: range | None = None, *, seed: int = 0, first: int = 0) -> Stream:
-    return Stream(seed, "layer.dropout", first, passes, rows)
+    """Return the bench's numbers; only where there are many are they remembered, so that few are drawn each time."""
+    kind = Remembered if passes == PASSES else Stream
+    return kind(seed, "layer.dropout", first, passes, rows)
 
 
 def noise_shape(variant: Variant) -> tuple[int, ...]:

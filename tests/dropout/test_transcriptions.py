@@ -1,5 +1,6 @@
 """Every variant draws what a literal transcription of its paper draws: moments, values, the whole distribution."""
 
+from itertools import product
 from math import log, sqrt
 
 import numpy as np
@@ -104,10 +105,14 @@ def test_every_variant_has_a_transcription() -> None:
     assert {*ACTIVATIONS, *CELLS, *ON_MAPS, *POOLS, *MAXIMA, *PAIRS, *WEIGHTS} == set(NAMES)
 
 
-@pytest.mark.parametrize("p", RATES)
-@pytest.mark.parametrize("name", NAMES)
-def test_mean_and_variance_are_the_papers(name: str, p: float) -> None:
-    mine, theirs = torch.from_numpy(ours(name, p)), torch.from_numpy(papers(name, p))
+@pytest.fixture(scope="module", params=product(NAMES, RATES), ids=lambda each: f"{each[0]}-{each[1]}")
+def both(request: pytest.FixtureRequest) -> tuple[Passes, Passes]:
+    """Our passes and the paper's, drawn once for all that compares them."""
+    return ours(*request.param), papers(*request.param)
+
+
+def test_mean_and_variance_are_the_papers(both: tuple[Passes, Passes]) -> None:
+    mine, theirs = map(torch.from_numpy, both)
     mean_error = ((mine.var(0) + theirs.var(0)) / PASSES).sqrt()
     spread_error = (variance_error(mine).square() + variance_error(theirs).square()).sqrt()
 
@@ -115,19 +120,14 @@ def test_mean_and_variance_are_the_papers(name: str, p: float) -> None:
     assert ((mine.var(0) - theirs.var(0)).abs() <= SIGMAS * spread_error).all()
 
 
-@pytest.mark.parametrize("p", RATES)
-@pytest.mark.parametrize("name", NAMES)
-def test_elements_vary_together_as_in_the_paper(name: str, p: float) -> None:
-    mine, theirs = (np.corrcoef(passes, rowvar=False) for passes in (ours(name, p), papers(name, p)))
+def test_elements_vary_together_as_in_the_paper(both: tuple[Passes, Passes]) -> None:
+    mine, theirs = (np.corrcoef(passes, rowvar=False) for passes in both)
 
     assert np.abs(mine - theirs).max() <= SIGMAS * sqrt(2 / PASSES)
 
 
-@pytest.mark.parametrize("p", RATES)
-@pytest.mark.parametrize("name", NAMES)
-def test_the_distribution_of_every_element_is_the_papers(name: str, p: float) -> None:
-    mine, theirs = ours(name, p), papers(name, p)
-    gaps = [largest_gap(a, b) for a, b in zip(mine.T, theirs.T, strict=True)]
+def test_the_distribution_of_every_element_is_the_papers(both: tuple[Passes, Passes]) -> None:
+    gaps = [largest_gap(mine, theirs) for mine, theirs in zip(*(each.T for each in both), strict=True)]
 
     assert max(gaps) <= ks_limit(PASSES, PASSES)
 

@@ -1,5 +1,6 @@
 """A tiny network named for its difficulty, its inputs, and the naive way to run one stochastic pass."""
 
+import copy
 import functools
 import warnings
 from collections.abc import Callable
@@ -98,10 +99,42 @@ def naive(module: nn.Module) -> nn.Module:
     return module
 
 
+@dataclass(frozen=True)
+class Capture:
+    """A captured specimen beside the caller's module.
+
+    Attributes:
+        predictor: What was captured.
+        module: What it was captured from.
+        flags: Which of its modules were in training mode before.
+        state: A copy of its state before.
+        drew: Whether capturing it moved torch's random numbers on.
+    """
+
+    predictor: Predictor
+    module: nn.Module
+    flags: list[bool]
+    state: dict[str, Tensor]
+    drew: bool
+
+
 @functools.cache
-def captured(specimen: Specimen) -> Predictor:
-    """Capture a specimen once for the whole run."""
+def capture_of(specimen: Specimen) -> Capture:
+    """Capture a specimen once for the whole run, every second module of it in training mode."""
+    module = build(specimen)
+    for index, child in enumerate(module.modules()):
+        child.training = index % 2 == 0
+    flags, state = [child.training for child in module.modules()], copy.deepcopy(module.state_dict())
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export's own deprecations
         torch.manual_seed(7)
-        return Predictor.capture(build(specimen), specimen.inputs(2))
+        inputs = specimen.inputs(2)
+        before = torch.get_rng_state()
+        predictor = Predictor.capture(module, inputs)
+        drew = not torch.equal(before, torch.get_rng_state())
+    return Capture(predictor, module, flags, state, drew)
+
+
+def captured(specimen: Specimen) -> Predictor:
+    """Return a specimen's predictor."""
+    return capture_of(specimen).predictor

@@ -1,7 +1,7 @@
 """Packed weight masks: the bits and answers of the plain path, in every scope and at every rate, where they serve."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -13,8 +13,14 @@ from service import Predictor
 from service.dropout import DropConnect, Stream
 from service.errors import SelfCheckFailed
 from service.graph.bit_masks import MaskedLinear, PackedDropConnect
-from service.graph.compiled import Compiled
 from service.plan import make_plan
+
+Inputs = Callable[[int], tuple[Tensor, ...]]
+
+
+def rows_of(*shape: int) -> Inputs:
+    return lambda rows: (torch.randn(rows, *shape),)
+
 
 LAYERS = {
     "with a bias": lambda: nn.Sequential(nn.Linear(WIDTH, 9), nn.ReLU(), nn.Linear(9, 3)),
@@ -22,12 +28,15 @@ LAYERS = {
     "one unit": lambda: nn.Sequential(nn.Linear(WIDTH, 1), nn.Tanh(), nn.Linear(1, 2)),
     "used twice": LinearTwice,
 }
-CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "of images": (lambda: nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 3)), (4, 6, 5)),
-    "without a bias, in steps": (lambda: nn.Conv2d(4, 6, (3, 1), stride=2, dilation=2, bias=False), (4, 7, 6)),
-    "of the same size, in groups": (lambda: nn.Conv2d(4, 6, 3, padding="same", groups=2), (4, 5, 5)),
-    "of sequences": (lambda: nn.Sequential(nn.Conv1d(4, 6, 3), nn.Tanh(), nn.Conv1d(6, 2, 2)), (4, 9)),
-    "of volumes": (lambda: nn.Conv3d(2, 3, 2), (2, 3, 4, 3)),
+CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
+    "of images": (
+        lambda: nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 3)),
+        rows_of(4, 6, 5),
+    ),
+    "without a bias, in steps": (lambda: nn.Conv2d(4, 6, (3, 1), stride=2, dilation=2, bias=False), rows_of(4, 7, 6)),
+    "of the same size, in groups": (lambda: nn.Conv2d(4, 6, 3, padding="same", groups=2), rows_of(4, 5, 5)),
+    "of sequences": (lambda: nn.Sequential(nn.Conv1d(4, 6, 3), nn.Tanh(), nn.Conv1d(6, 2, 2)), rows_of(4, 9)),
+    "of volumes": (lambda: nn.Conv3d(2, 3, 2), rows_of(2, 3, 4, 3)),
 }
 
 
@@ -36,9 +45,16 @@ def samples(predictor: Predictor, inputs: tuple[Tensor, ...], **asked: object) -
     return found.outputs["output"]["samples"]
 
 
-def packs(predictor: Predictor, variant: str = "dropconnect") -> bool:
-    noises = Compiled(predictor._captured, make_plan(predictor.sites, variant))._fast.noises
+def packs(predictor: Predictor, p: float | None = None) -> bool:
+    noises = predictor._compile(make_plan(predictor.sites, "dropconnect", p))._fast.noises
     return any(isinstance(noise.variant, PackedDropConnect) for noise in noises)
+
+
+@functools.cache
+def twins(make: Callable[[], nn.Module], inputs: Inputs) -> tuple[Predictor, Predictor]:
+    """Capture a network twice, one to pack and one to be kept from it; a plan is compiled once for all that ask."""
+    network = make().eval()
+    return Predictor.capture(network, inputs(3)), Predictor.capture(network, inputs(3))
 
 
 @pytest.mark.parametrize("buffer", [1, 200, 1 << 18])
@@ -47,10 +63,10 @@ def packs(predictor: Predictor, variant: str = "dropconnect") -> bool:
 @pytest.mark.parametrize("inputs", [features, sequence], ids=["features", "sequence"])
 @pytest.mark.parametrize("layers", LAYERS)
 def test_packed_masks_give_the_passes_of_the_plain_path(
-    layers: str, inputs: object, p: float, scope: str, buffer: int, monkeypatch: pytest.MonkeyPatch
+    layers: str, inputs: Inputs, p: float, scope: str, buffer: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.graph.bit_masks._BUFFER_ELEMENTS", buffer)
-    _compare(LAYERS[layers](), inputs(3), p, scope, monkeypatch)  # type: ignore[operator] # makes inputs
+    _compare(LAYERS[layers], inputs, p, scope, monkeypatch)
 
 
 @pytest.mark.parametrize("scope", ["pass", "row"])
@@ -59,18 +75,18 @@ def test_packed_masks_give_the_passes_of_the_plain_path(
 def test_convolutions_have_the_passes_of_the_plain_path(
     layers: str, p: float, scope: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make, shape = CONVOLUTIONS[layers]
-    _compare(make(), (torch.randn(3, *shape),), p, scope, monkeypatch)
+    _compare(*CONVOLUTIONS[layers], p, scope, monkeypatch)
 
 
-def _compare(network: nn.Module, given: Any, p: float, scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    network.eval()
-    fast, plain = Predictor.capture(network, given), Predictor.capture(network, given)
-    assert packs(fast)
+def _compare(
+    make: Callable[[], nn.Module], inputs: Inputs, p: float, scope: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (fast, plain), given = twins(make, inputs), inputs(3)
+    assert packs(fast, p)
     found = samples(fast, given, p=p, scope=scope, row_offset=5)
     with monkeypatch.context() as patch:
         patch.setattr("service.graph.rewrite.packed_form", lambda site, variant: None)
-        assert not packs(plain)
+        assert not packs(plain, p)
         expected = samples(plain, given, p=p, scope=scope, row_offset=5)
 
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

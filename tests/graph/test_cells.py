@@ -1,5 +1,6 @@
 """Dropout in the steps of stock and of our own recurrent layers, against loops written by hand."""
 
+import functools
 from typing import Any
 
 import cells_by_hand
@@ -93,11 +94,16 @@ def cases(*layers: Any) -> list[tuple[Any, str]]:
     ]
 
 
+@functools.cache
+def stock(cell: Any, stack: str) -> tuple[Outputs, Predictor]:
+    network = Outputs(cell, **STACKS[stack]).eval()
+    return network, Predictor.capture(network, sequence(1))
+
+
 @pytest.mark.parametrize("stack", STACKS)
 @pytest.mark.parametrize(("cell", "setting"), cases(nn.LSTM, nn.GRU))
 def test_dropout_asked_of_a_stock_layer_is_the_papers_written_by_hand(cell: Any, setting: str, stack: str) -> None:
-    network, inputs = Outputs(cell, **STACKS[stack]).eval(), sequence(1)
-    predictor, name = Predictor.capture(network, inputs), setting.split(",")[0]
+    (network, predictor), inputs, name = stock(cell, stack), sequence(1), setting.split(",")[0]
     sites: Any = {site: {"variant": name, **SETTINGS[setting]} for site in names(predictor)}
     theirs = by_hand(network.rnn, inputs[0], name, **SETTINGS[setting])
 

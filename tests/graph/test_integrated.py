@@ -17,7 +17,7 @@ from service.moments import Moments
 from service.signature import Activation, Output, Task
 
 SIGMAS = 5
-PASSES = 100_000
+PASSES = 30_000  # whose variance is known to 1 %; what is compared with it, to 3 %
 SEEDS = 150
 
 
@@ -116,7 +116,7 @@ def plain(predictor: Predictor, x: Tensor, **plan: Any) -> list[Moments]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)
-def test_it_has_the_moments_of_a_hundred_thousand_sampled_passes(case: Case) -> None:
+def test_it_has_the_moments_of_thirty_thousand_sampled_passes(case: Case) -> None:
     predictor, x = captured(case.make, *case.shape)
     expected = plain(predictor, x, **dict(case.plan))
     asked: dict[str, Any] = {"passes": 16, "estimator": "integrated", **dict(case.plan)}

@@ -1,6 +1,5 @@
 """The laws of the engine, over a zoo of tiny networks each named for its difficulty."""
 
-import copy
 import functools
 import re
 from collections.abc import Iterator
@@ -9,14 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from modes import compare_modes
-from specimen import Specimen, build, naive
+from specimen import Specimen, build, capture_of, naive
 from torch import Tensor
 
 from service import Predictor
 from service.dropout import BY_NAME, VARIANTS
 from service.dropout.variant import CellVariant
 from service.errors import BadRequest, InvalidPlan, NoActiveSite
-from service.graph.compiled import Compiled
 from service.graph.rates import measured
 from service.plan import make_plan
 
@@ -42,14 +40,18 @@ def plans(predictor: Predictor, rates: tuple[float, ...] = RATES) -> Iterator[di
     for name in NAMES:
         if name in fitting and serves(predictor, name):
             own = rates[:1] if issubclass(BY_NAME[name], CellVariant) else rates  # steps take long
-            yield from ({"variant": name, "p": p} for p in own) if BY_NAME[name].rated else ({"variant": name},)
+            yield from (plan_of(name, p) for p in (own if BY_NAME[name].rated else own[:1]))
+
+
+def plan_of(name: str, p: float = RATES[0]) -> dict[str, object]:
+    return {"variant": name, "p": p} if BY_NAME[name].rated else {"variant": name}
 
 
 @functools.cache
 def serves(predictor: Predictor, variant: str) -> bool:
     """Tell whether a weight variant may act on every weight of a network; where it may not, it says so."""
     try:
-        Compiled(predictor._captured, make_plan(predictor.sites, variant))
+        predictor._compile(make_plan(predictor.sites, **plan_of(variant)))  # type: ignore[arg-type] # a plan
     except InvalidPlan as error:
         if re.search("rows and features only|not every use of this weight|takes images of", str(error)) is None:
             raise
@@ -92,11 +94,11 @@ def test_any_chunking_gives_the_same_answer(
     scopes = ("pass",) if specimen.coupled else ("pass", "row")
     for plan in plans(predictor, RATES[:1]):
         for scope in scopes:
-            whole = predictor.predict(inputs, passes=7, scope=scope, **plan)
+            whole = predictor.predict(inputs, passes=4, scope=scope, **plan)
             with monkeypatch.context() as patch:
                 patch.setattr("service.run.measured", lambda: replace(measured(), cache_bytes=1))
-                one_by_one = predictor.predict(inputs, passes=7, scope=scope, **plan)
-            tiny = predictor.predict(inputs, passes=7, scope=scope, memory_bytes=1, **plan)
+                one_by_one = predictor.predict(inputs, passes=4, scope=scope, **plan)
+            tiny = predictor.predict(inputs, passes=4, scope=scope, memory_bytes=1, **plan)
             for mine, theirs, tight in zip(means(whole), means(one_by_one), means(tiny), strict=True):
                 torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
                 torch.testing.assert_close(mine, tight, rtol=1e-4, atol=1e-5)
@@ -214,19 +216,15 @@ def test_one_pass_is_one_network_for_all_rows(specimen: Specimen, predictor: Pre
 
 
 def test_the_callers_module_is_untouched(specimen: Specimen) -> None:
-    module = build(specimen)
-    module.train()
-    for index, child in enumerate(module.modules()):
-        child.training = index % 2 == 0
-    flags = [child.training for child in module.modules()]
-    state, inputs = copy.deepcopy(module.state_dict()), specimen.inputs(2)
-    before = torch.get_rng_state()
+    """What every law here was captured from, some of it in training mode."""
+    capture, inputs, before = capture_of(specimen), specimen.inputs(2), torch.get_rng_state()
 
-    Predictor.capture(module, inputs).predict(inputs, passes=2)
+    capture.predictor.predict(inputs, passes=2)
 
+    assert not capture.drew
     assert torch.equal(before, torch.get_rng_state())
-    assert flags == [child.training for child in module.modules()]
-    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+    assert capture.flags == [child.training for child in capture.module.modules()]
+    assert all(torch.equal(value, capture.state[name]) for name, value in capture.module.state_dict().items())
 
 
 def test_a_plan_that_leaves_nothing_random_is_refused_with_what_could_be(

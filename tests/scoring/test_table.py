@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from plain_engine import Plain, doubled, engine
 from torch import nn
 
 from service import Predictor
 from service.errors import BadRequest, InvalidInput, InvalidPlan, RemoteFault
-from service.scoring import Summary, score_table
-from service.scoring.local import score_locally
+from service.scoring import Parameters, Summary, score_table
+from service.scoring.block import Block
+from service.scoring.engine import Answers, Described
+from service.scoring.local import open_predictor, score_locally
 from service.signature import Input, Output, Task
 
 Read = Callable[[Path], tuple[list[str], list[list[str]]]]
@@ -26,18 +29,13 @@ def numbers(table: list[list[str]], names: list[str], *wanted: str) -> NDArray[n
     return np.array([[float(row[names.index(name)]) for name in wanted] for row in table])
 
 
-def doubled(rows: NDArray[Any], first_row: int) -> Answer:
-    """Answer each row's first feature as the mean and its index as the variance."""
-    return {"output": {"mean": rows[:, 0] * 2, "variance": np.arange(first_row, first_row + len(rows)) * 1.0}}
-
-
 def write(path: Path, text: str) -> Path:
     path.write_bytes(text.encode())
     return path
 
 
-def score(path: Path, spec: Input, block: Any = doubled, **more: Any) -> Summary:
-    return score_table(path, path.parent / "out.csv", block, [spec], **more)
+def score(path: Path, spec: Input, answer: Any = doubled, **more: Any) -> Summary:
+    return score_table(path, path.parent / "out.csv", engine(spec, answer=answer, **more))
 
 
 @pytest.mark.parametrize("scope", ["pass", "row"])
@@ -125,7 +123,7 @@ def test_several_outputs_stand_under_their_names_and_single_elements_without_num
     names, rows = read_table(tmp_path / "out.csv")
 
     assert names == ["row", "kind.mean_no", "kind.mean_yes", "kind.label", "size.mean", "size.map_0_0", "size.map_0_1"]
-    assert rows == [["0", "1.0", "1.0", "yes", "1.0", "1.0", "1.0"]]
+    assert rows == [["0", "1", "1", "yes", "1", "1", "1"]]
 
 
 def test_columns_without_feature_names_are_taken_in_order_and_rows_are_counted(
@@ -133,7 +131,7 @@ def test_columns_without_feature_names_are_taken_in_order_and_rows_are_counted(
 ) -> None:
     score(write(tmp_path / "in.csv", "b,a\n1,5\n2.5,6\n"), Input("x", shape=(2,)))
 
-    assert read_table(tmp_path / "out.csv") == (["row", "mean", "variance"], [["0", "2.0", "0.0"], ["1", "5.0", "1.0"]])
+    assert read_table(tmp_path / "out.csv") == (["row", "mean", "variance"], [["0", "2", "0"], ["1", "5", "1"]])
 
 
 @pytest.mark.parametrize(
@@ -147,13 +145,13 @@ def test_columns_without_feature_names_are_taken_in_order_and_rows_are_counted(
 def test_what_spreadsheets_write_is_read(text: str, read_table: Read, tmp_path: Path) -> None:
     score(write(tmp_path / "in.csv", text), Input("x", shape=(1,), features=("a",)))
 
-    assert read_table(tmp_path / "out.csv") == (["ID", "mean", "variance"], [["x", "2.0", "0.0"], ["y", "4.0", "1.0"]])
+    assert read_table(tmp_path / "out.csv") == (["ID", "mean", "variance"], [["x", "2", "0"], ["y", "4", "1"]])
 
 
 def test_a_feature_called_id_is_a_feature(read_table: Read, tmp_path: Path) -> None:
     score(write(tmp_path / "in.csv", "id\n7\n"), Input("x", shape=(1,), features=("id",)))
 
-    assert read_table(tmp_path / "out.csv")[1] == [["0", "14.0", "0.0"]]
+    assert read_table(tmp_path / "out.csv")[1] == [["0", "14", "0"]]
 
 
 def test_a_float_is_written_in_the_shortest_text_of_its_float32(read_table: Read, tmp_path: Path) -> None:
@@ -237,8 +235,8 @@ def test_a_file_in_another_encoding_is_told(tmp_path: Path) -> None:
     "inputs", [[Input("x", shape=(3, 4))], [Input("a", shape=(1,)), Input("b", shape=(1,))]], ids=["image", "two"]
 )
 def test_a_model_that_takes_no_table_is_refused(inputs: list[Input], tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"a table has rows and features, and the model takes .* \[rows, "):
-        score_table(tmp_path / "in.csv", tmp_path / "out.csv", doubled, inputs)
+    with pytest.raises(InvalidInput, match=r"the model takes .* \[rows, "):
+        score_table(write(tmp_path / "in.csv", "a\n1\n"), tmp_path / "out.csv", engine(*inputs))
 
 
 @pytest.mark.parametrize(
@@ -254,7 +252,7 @@ def test_files_that_cannot_be_read_or_written_are_told(source: str, target: str,
     write(tmp_path / "in.csv", "a\n1\n")
 
     with pytest.raises(InvalidInput, match=what):
-        score_table(tmp_path / source, tmp_path / target, doubled, [Input("x", shape=(1,))])
+        score_table(tmp_path / source, tmp_path / target, engine(Input("x", shape=(1,))))
     assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
 
 
@@ -288,7 +286,7 @@ def test_an_existing_result_is_replaced_with_the_rights_of_any_new_file(tmp_path
     write(tmp_path / "out.csv", "old").chmod(0o600)
     score(write(tmp_path / "in.csv", "a\n1\n"), Input("x", shape=(1,)))
 
-    assert (tmp_path / "out.csv").read_text() == "row,mean,variance\n0,2.0,0.0\n"
+    assert (tmp_path / "out.csv").read_text() == "row,mean,variance\n0,2,0\n"
     assert (tmp_path / "out.csv").stat().st_mode == (tmp_path / "in.csv").stat().st_mode
 
 
@@ -305,3 +303,24 @@ def test_scoring_at_a_server_does_not_import_torch() -> None:
     code = "import sys; import service.scoring.remote; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_engine_that_leaves_rows_unanswered_is_refused(tmp_path: Path) -> None:
+    class Lazy(Plain):
+        def answers(self, blocks: Iterator[Block]) -> Iterator[Answers]:
+            for block in list(blocks)[:1]:
+                yield self.answer(block.rows, block.first_row)
+
+    told = Described("plain", 1, "same", (Input("x", shape=(1,)),), ())
+    lazy = Lazy(told, doubled, block_rows=2)
+    with pytest.raises(RemoteFault, match="rows 2 to 2: no answer came"):
+        score_table(write(tmp_path / "in.csv", "a\n1\n2\n3\n"), tmp_path / "out.csv", lambda *_: lazy)
+
+
+def test_errors_of_variances_are_no_variances(predictor: Predictor, people: Path, tmp_path: Path) -> None:
+    opened = open_predictor(predictor)
+    summary = score_table(people, tmp_path / "out.csv", opened, Parameters(tolerance=0.1, passes=256), threshold=0.9)
+
+    assert summary.unfinite == 0
+    assert summary.above is not None
+    assert 700 * 64 <= summary.passes <= 700 * 256
