@@ -46,7 +46,7 @@ def samples(predictor: Predictor, inputs: tuple[Tensor, ...], **asked: object) -
 
 
 def packs(predictor: Predictor, p: float | None = None) -> bool:
-    noises = predictor._compile(make_plan(predictor.sites, "dropconnect", p))._fast.noises
+    noises = predictor.compile(make_plan(predictor.sites, "dropconnect", p))._fast.noises
     return any(isinstance(noise.variant, PackedDropConnect) for noise in noises)
 
 

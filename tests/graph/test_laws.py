@@ -51,7 +51,7 @@ def plan_of(name: str, p: float = RATES[0]) -> dict[str, object]:
 def serves(predictor: Predictor, variant: str) -> bool:
     """Tell whether a weight variant may act on every weight of a network; where it may not, it says so."""
     try:
-        predictor._compile(make_plan(predictor.sites, **plan_of(variant)))  # type: ignore[arg-type] # a plan
+        predictor.compile(make_plan(predictor.sites, **plan_of(variant)))  # type: ignore[arg-type] # a plan
     except InvalidPlan as error:
         if re.search("rows and features only|not every use of this weight|takes images of", str(error)) is None:
             raise
