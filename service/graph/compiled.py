@@ -13,11 +13,11 @@ from torch import Tensor
 
 from service.dropout import Variant
 from service.errors import SelfCheckFailed
-from service.graph.bit_masks import PackedDropConnect
 from service.graph.capture import Captured
 from service.graph.drawing import Draw, draw_noises
 from service.graph.fixed import fix_weights
 from service.graph.footprint import Cost, Footprint, Peaks, metered
+from service.graph.forms import Form, Formed, form_on, plain_products
 from service.graph.integrated import integrate
 from service.graph.layout import change_row, with_rows
 from service.graph.passes import RUNNERS, VECTORISED, Mode, can_fold, of_rows
@@ -62,10 +62,10 @@ class Compiled:
         self._precision = precision
         self._wide = None if precision == FLOAT32 else Compiled(captured, plan)
         self._integrated = integrated
-        self._rewritten = self._write(plan, packed=False)
+        self._rewritten = self._write(plan, None)
         self._fast, self._plain = self._fastest(plan)
-        on_cpu = captured.example[0].device.type == "cpu"  # elsewhere, to gather by what is kept waits for the device
-        self.thinned = self._thin() if on_cpu else None
+        device = captured.example[0].device
+        self.thinned = self._thin() if device.type == "cpu" else None  # elsewhere, to gather waits for the device
         fused = fuse_products(self._plain)
         loosen_views(fused.suffix)  # the trunk gives values in other orders of memory
         self._split = replace(fused, trunk=fix_weights(fused.trunk), suffix=fix_weights(fused.suffix))
@@ -73,19 +73,21 @@ class Compiled:
         self._modes: dict[bool, Mode] = {}
         self._footprints: dict[tuple[Any, ...], Footprint] = {}
         self._thinning: dict[tuple[Any, ...], Thinned | None] = {}
-        self.notes = self._rewritten.notes if self._wide is None else (*self._rewritten.notes, NOTE)
+        drawn = ((noise.site, noise.variant) for noise in self._fast.noises)
+        narrowed = () if self._wide is None else (NOTE,)
+        self.notes = (*self._rewritten.notes, *plain_products(device, drawn), *narrowed)
         self.stochastic = self._split.stochastic
 
-    def _write(self, plan: Mapping[str, Variant], packed: bool) -> Rewritten:
+    def _write(self, plan: Mapping[str, Variant], form: Form | None) -> Rewritten:
         """Write the plan into the graph, its last sites integrated where that was asked for."""
-        rewritten = rewrite(self._captured, plan, packed=packed, precision=self._precision)
+        rewritten = rewrite(self._captured, plan, form, precision=self._precision)
         return integrate(rewritten, self._integrated) if self._integrated else rewritten
 
     def _fastest(self, plan: Mapping[str, Variant]) -> tuple[Rewritten, Split]:
         """Return the graph that passes run on, and its cut; the plain graph is what it is compared with."""
-        fast = self._write(plan, packed=self._captured.example[0].device.type == "cpu")
+        fast = self._write(plan, form_on(self._captured.example[0].device))
         cut = split(fast)
-        is_plain = not any(isinstance(noise.variant, PackedDropConnect) for noise in fast.noises)
+        is_plain = not any(isinstance(noise.variant, Formed) for noise in fast.noises)
         if is_plain or not can_fold(cut) or not all(noise.has_rows for noise in fast.noises):
             return self._rewritten, split(self._rewritten)
         return fast, cut
