@@ -1,4 +1,4 @@
-"""The command line: thinnet serve, predict, score, export, models, variants; it parses, delegates and prints.
+"""The command line: thinnet serve, predict, score, export, models, variants, doctor; it parses, delegates and prints.
 
 Commands import what they need when they run, so that `--help` does not wait for torch.
 """
@@ -21,7 +21,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _DEFAULTS = Settings.model_fields
-Device = Annotated[str, typer.Option(help="Where networks run: cpu, cuda, cuda:1, …")]
+_DEVICES = "Where networks run: auto (a GPU where there is one), cpu, cuda, cuda:1, …"
+Device = Annotated[str, typer.Option(help=_DEVICES)]
 Models = Annotated[
     Path | None, typer.Argument(help="Folder of model folders, or one model folder; ./models if left out.")
 ]
@@ -68,7 +69,7 @@ def serve(
     models: Models = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 if left out.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 8000 if left out.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where networks run: cpu, cuda, cuda:1, …")] = None,
+    device: Annotated[str | None, typer.Option(help=_DEVICES)] = None,
     root_path: Annotated[str | None, typer.Option(help="Path that a proxy in front strips.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that serve; 1 if left out.")] = None,
     keys_file: Annotated[Path | None, typer.Option(help="File of API keys, as `thinnet key` prints them.")] = None,
@@ -119,7 +120,7 @@ def key(
 
 
 @app.command()
-def models(models: Models = None, device: Device = "cpu") -> None:
+def models(models: Models = None, device: Device = "auto") -> None:
     """List the models of a folder, their versions and their sites."""
     from service.repository import Repository
 
@@ -139,7 +140,7 @@ def models(models: Models = None, device: Device = "cpu") -> None:
 
 
 @app.command()
-def variants(device: Device = "cpu") -> None:
+def variants(device: Device = "auto") -> None:
     """List every dropout variant: equation, what is sampled and shared, closed forms, layers, reference."""
     from rich.console import Console
     from rich.table import Table
@@ -160,6 +161,15 @@ def variants(device: Device = "cpu") -> None:
 
 
 @app.command()
+def doctor(models: Models = None, device: Device = "auto") -> None:
+    """Say what this machine has, where networks run, and which way the passes of each model take, and why."""
+    from service.doctor import findings
+
+    for what, found in findings(models or Path("models"), device):
+        print(f"{what:20} {found}")
+
+
+@app.command()
 def predict(
     folder: Annotated[Path, typer.Argument(help="The model's folder.")],
     rows: Annotated[Path, typer.Argument(help="A file of rows: .json, .csv or .npy.")],
@@ -173,7 +183,7 @@ def predict(
     tolerance: Tolerance = None,
     precision: Precision = "float32",
     quantity: Quantities = None,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Predict one file of rows with a model folder, without a server; the answer is printed as JSON."""
     import orjson
@@ -226,7 +236,7 @@ def score(
     tolerance: Tolerance = None,
     precision: Precision = "float32",
     quantity: Quantities = None,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Score a CSV file into a CSV file: one row of mean, variance and quantities for each row."""
     asked = _asked(passes, variant, p, seed, scope, estimator, tolerance, precision, quantity)
@@ -259,7 +269,7 @@ def export(
     variant: Annotated[str, typer.Option(help="The variant where a request names none.")] = "trained",
     passes: Passes = None,
     seed: Seed = None,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Turn a network and its weights into a model folder, and say which sites were found."""
     from service.export import export_folder

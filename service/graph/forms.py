@@ -21,6 +21,15 @@ def form_on(device: torch.device) -> Form | None:
     return packed_form if device.type == "cpu" else None
 
 
+def path_on(device: torch.device) -> str:
+    """Say how DropConnect's products run on a device, and why."""
+    why = kernels.refusal(device)
+    if why is None:
+        return "kernels: masks and normals are made in registers, inside the product"
+    held = "masks are packed until they are multiplied" if device.type == "cpu" else "plain products stand in"
+    return f"{held}; no kernels: {why}"
+
+
 def plain_products(device: torch.device, drawn: Iterable[tuple[str, Variant]]) -> tuple[str, ...]:
     """Say where plain products stand in for kernels, and why; on the CPU none are missed.
 
