@@ -1,7 +1,7 @@
 """Measure kernels and passes on a GPU: `python tests/performance/gpu.py [--device cuda:1] [--only LeNet]`.
 
-First DropConnect's kernels on the layer of Wan et al. 2013, beside their floors at the rates that the same run measured;
-then every workload against what a user would pick instead. With `--small` both run at sizes that Triton's interpreter
+First DropConnect's kernels on the layer of Wan et al. 2013, beside their floors at the rates that this run measured; then
+every workload against what a user would pick instead. With `--small` both run at sizes that Triton's interpreter
 can do without a GPU, to see that they run: `TRITON_INTERPRET=1 python tests/performance/gpu.py --device cpu --small`.
 """
 
@@ -179,9 +179,8 @@ def main() -> None:
             found = measure(moved, rows, asked.rounds, peers)
             ratios.append(best_peer_s(found) / found[Thinnet.name][0])
             print(workload_line(moved, rows, found, names), flush=True)
-    print(
-        f"\nGeometric mean of the best right peer: {geometric(ratios):.2f}×\nAt the end: {Machine.measured(device, asked.small)}"
-    )
+    print(f"\nGeometric mean of the best right peer: {geometric(ratios):.2f}×")
+    print(f"At the end: {Machine.measured(device, asked.small)}")
 
 
 if __name__ == "__main__":

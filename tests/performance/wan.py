@@ -58,13 +58,12 @@ class Layer:
 
     def exact(self, p: float, own: bool) -> Measured:
         """Measure one pass under exact masks: every row's own, or one for all."""
-        noise = self._numbers(1, range(self.rows) if own else None)
-        noise = held(noise, 1 - p, self.parameters.numel())
+        numbers, count = self._numbers(1, range(self.rows) if own else None), self.parameters.numel()
         inputs = self.x[:, None] if own else self.x[None]
-        masks_s = len(noise) * self.parameters.numel() / 8 / self.machine.bandwidth
+        masks_s = len(numbers) * count / 8 / self.machine.bandwidth
         return self._measured(
             f"exact masks, p = {p}, {'one for each row' if own else 'one for all rows'}",
-            lambda: masked_product(noise, 1 - p, inputs, self.parameters, self.inside),
+            lambda: masked_product(held(numbers, 1 - p, count), 1 - p, inputs, self.parameters, self.inside),
             self.product_s + masks_s,
             lambda found: (found.reshape(self.rows, -1), self._exactly(p, own)),
         )
