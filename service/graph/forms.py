@@ -10,7 +10,8 @@ from service.graph.bit_masks import PackedDropConnect, packed_form
 from service.graph.kernels.counted import CountedDropConnect, CountedSampled, counted_form
 from service.graph.weights import WeightSite
 
-Formed = PackedDropConnect | CountedDropConnect | CountedSampled
+Counted = CountedDropConnect | CountedSampled
+Formed = PackedDropConnect | Counted
 Form = Callable[[WeightSite, Variant], Formed | None]
 
 
@@ -30,16 +31,23 @@ def path_on(device: torch.device) -> str:
     return f"{held}; no kernels: {why}"
 
 
-def plain_products(device: torch.device, drawn: Iterable[tuple[str, Variant]]) -> tuple[str, ...]:
+def plain_products(
+    device: torch.device, drawn: Iterable[tuple[str, Variant]], fault: str | None = None
+) -> tuple[str, ...]:
     """Say where plain products stand in for kernels, and why; on the CPU none are missed.
 
     Args:
         device: Where passes run.
         drawn: The sites, and what draws their noise.
+        fault: What was wrong with kernels that were tried.
     """
     why = kernels.refusal(device)
     if why is not None and device.type == "cpu":
         return ()
     left = [site for site, variant in drawn if type(variant) in (DropConnect, DropConnectSampled)]
-    why = why or "they serve float32 weights of linear layers, rows on the first axis, whose passes fold into the rows"
+    why = (
+        why
+        or fault
+        or "they serve float32 weights of linear layers, rows on the first axis, whose passes fold into the rows"
+    )
     return (f"{', '.join(left)}: plain products stand in for kernels: {why}",) if left else ()

@@ -1,7 +1,7 @@
 """Measure kernels and passes on a GPU: `python tests/performance/gpu.py [--device cuda:1] [--only LeNet]`.
 
-First DropConnect's kernels on the layer of Wan et al. 2013, beside their floors at the rates that this run measured; then
-every workload against what a user would pick instead. With `--small` both run at sizes that Triton's interpreter
+First DropConnect's kernels on the layer of Wan et al. 2013, beside their floors at the rates of the same run; then all
+workloads against what a user would pick instead. With `--small` both run at sizes that Triton's interpreter
 can do without a GPU, to see that they run: `TRITON_INTERPRET=1 python tests/performance/gpu.py --device cpu --small`.
 """
 

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from service.graph.kernels import streams
 from service.graph.kernels.numbers import in_order, parts_of, stream_of, words_from
-from service.graph.kernels.tiles import interpreted, multiply
+from service.graph.kernels.tiles import VARYING, interpreted, multiply
 
 _BELOW_A_BYTE = 32  # of the 40 bits of a rate
-_STEP, _OUT, _MOST_ROWS = 64, 32, 64  # inputs at a time, outputs and rows of a program
+_STEP, _OUT = 64, 32  # inputs at a time, and outputs of a program
+_FEW_ROWS, _MOST_ROWS = 16, 64  # rows of a program
+_MANY_WARPS = {"num_warps": 8}  # with four, registers spill
 _FEW_OUT, _NETWORKS = 8, 8  # where each network has one row: outputs and networks of a program
 
 
@@ -46,21 +48,23 @@ def masked_product(noise: Tensor, q: float, x: Tensor, parameters: Tensor, bias:
         "first": round(q * 256),
         "blocks": triton.cdiv(outside * columns * width, 256) if made else noise.shape[1],
         "scale": 1 / q,
-        "BIAS": -1 if bias is None else bias,
+        "bias": bias or 0,
+        "BIAS": bias is not None,
         "MADE": made,
         "WIDTH": width,
         "GROUPS": 1 if width == 1 else 2,
         "WIDEN": interpreted(),
     }
     sizes = (networks, inputs, rows, inner, outside, columns)
-    given = (found, noise, x.contiguous(), parameters.contiguous(), *sizes)
-    if rows == 1:
-        grid = triton.cdiv(networks, _NETWORKS), triton.cdiv(outside, _FEW_OUT)
-        _by_vectors[grid](*given, **shared, NETWORKS=_NETWORKS, OUT=_FEW_OUT)
-    else:
-        tall = min(_MOST_ROWS, max(16, triton.next_power_of_2(rows)))
-        tiles = networks, triton.cdiv(outside, _OUT), triton.cdiv(rows, tall)
-        _by_matrices[tiles](*given, **shared, STEP=_STEP, ROWS=tall, OUT=_OUT)
+    given = (found, noise.contiguous(), x.contiguous(), parameters.contiguous(), *sizes)
+    with torch.cuda.device_of(x):
+        if rows == 1:
+            grid = triton.cdiv(networks, _NETWORKS), triton.cdiv(outside, _FEW_OUT)
+            _by_vectors[grid](*given, **shared, NETWORKS=_NETWORKS, OUT=_FEW_OUT)
+        else:
+            tall = _FEW_ROWS if rows <= _FEW_ROWS else _MOST_ROWS
+            tiles = networks, triton.cdiv(outside, _OUT), triton.cdiv(rows, tall)
+            _by_matrices[tiles](*given, **shared, STEP=_STEP, ROWS=tall, OUT=_OUT, **_MANY_WARPS)
     return found
 
 
@@ -99,9 +103,9 @@ def _kept_bias(noise, network, element, first, blocks, MADE: tl.constexpr, WIDTH
     return keep
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _by_matrices(
-    found, noise, x, parameters, networks, inputs, rows, inner, outside, columns, first, blocks, scale,
+    found, noise, x, parameters, networks, inputs, rows, inner, outside, columns, bias, first, blocks, scale,
     BIAS: tl.constexpr, MADE: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr, WIDEN: tl.constexpr,
     STEP: tl.constexpr, ROWS: tl.constexpr, OUT: tl.constexpr,
 ):  # fmt: skip
@@ -125,20 +129,20 @@ def _by_matrices(
                 chosen = (tl.arange(0, GROUPS * 4) == (start - begin) // STEP)[None, :]
                 keep = _are_kept(tl.sum(tl.where(chosen, words, 0), 1)[:, None], first, WIDTH)
             weight = tl.load(parameters + at_weight + column, is_out & (column < inner), other=0.0)
-            own = tl.load(x + row[:, None] * inner + column, is_row & (column < inner), other=0.0)
+            own = tl.load(x + row.to(tl.int64)[:, None] * inner + column, is_row & (column < inner), other=0.0)
             masked = tl.where(keep, weight.to(tl.float32), 0.0).to(weight.dtype)
             total = multiply(own, tl.trans(masked), total, WIDEN)
-    if BIAS >= 0:
-        at_bias = out.to(tl.int64) * columns + BIAS
-        bias = tl.load(parameters + at_bias, mask=out < outside, other=0.0).to(tl.float32)
-        total += tl.where(_kept_bias(noise, network, at_bias, first, blocks, MADE, WIDTH), bias, 0.0)[None, :]
+    if BIAS:
+        at_bias = out.to(tl.int64) * columns + bias
+        offset = tl.load(parameters + at_bias, mask=out < outside, other=0.0).to(tl.float32)
+        total += tl.where(_kept_bias(noise, network, at_bias, first, blocks, MADE, WIDTH), offset, 0.0)[None, :]
     at = found + (network.to(tl.int64) * rows + row[:, None]) * outside + out[None, :]
     tl.store(at, total * scale, mask=is_row & (out < outside)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _by_vectors(
-    found, noise, x, parameters, networks, inputs, rows, inner, outside, columns, first, blocks, scale,
+    found, noise, x, parameters, networks, inputs, rows, inner, outside, columns, bias, first, blocks, scale,
     BIAS: tl.constexpr, MADE: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr, WIDEN: tl.constexpr,
     NETWORKS: tl.constexpr, OUT: tl.constexpr,
 ):  # fmt: skip
@@ -159,10 +163,10 @@ def _by_vectors(
         weight = tl.load(parameters + at_weight + column, is_out[:, None] & (column < inner), other=0.0)
         own = tl.load(own_x + column, mask=column < inner, other=0.0).to(tl.float32)
         total += tl.sum(tl.where(keep, weight.to(tl.float32)[None], 0.0) * own[:, None, :], 2)
-    if BIAS >= 0:
-        at_bias = out.to(tl.int64) * columns + BIAS
-        bias = tl.load(parameters + at_bias, mask=is_out, other=0.0).to(tl.float32)[None, :]
+    if BIAS:
+        at_bias = out.to(tl.int64) * columns + bias
+        offset = tl.load(parameters + at_bias, mask=is_out, other=0.0).to(tl.float32)[None, :]
         keep = _kept_bias(noise, network[:, None], at_bias[None, :], first, blocks, MADE, WIDTH)
-        total += tl.where(keep, bias, 0.0)
+        total += tl.where(keep, offset, 0.0)
     at = found + network.to(tl.int64)[:, None] * outside + out[None, :]
     tl.store(at, total * scale, mask=is_network[:, None] & is_out[None, :])

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from service.graph.kernels.numbers import block, in_order, normal, parts_of, stream_of
-from service.graph.kernels.tiles import interpreted, multiply
+from service.graph.kernels.tiles import VARYING, interpreted, multiply
 
 _TILE, _STEP = 32, 32  # rows and outputs of a program; inputs at a time
 _PASSES = 8  # that are drawn together where all rows share their normals
@@ -39,9 +39,10 @@ def sampled_product(
     parts = max(1, min(triton.cdiv(own, _PASSES), _PROGRAMS // tiles))
     together = triton.cdiv(triton.cdiv(own, parts), _PASSES) * _PASSES
     grid = triton.cdiv(held, _TILE), triton.cdiv(outside, _TILE), triton.cdiv(own, together)
-    sizes = (held, rows, len(numbers) // passes, own, together, inner, outside, columns)
-    given = (found, numbers, x.contiguous(), parameters.contiguous(), *sizes, p / (1 - p))
-    _sampled[grid](*given, -1 if bias is None else bias, shared, _TILE, _TILE, _STEP, _PASSES, interpreted())
+    sizes = (held, rows, len(numbers) // passes, own, together, inner, outside, columns, bias or 0)
+    given = (found, numbers.contiguous(), x.contiguous(), parameters.contiguous(), *sizes, p / (1 - p))
+    with torch.cuda.device_of(x):
+        _sampled[grid](*given, bias is not None, shared, _TILE, _TILE, _STEP, _PASSES, interpreted())
     return found
 
 
@@ -53,7 +54,7 @@ def _square(x):
 
 @triton.jit
 def _moments(
-    x, parameters, row, out, held, inner, outside, columns, ratio,
+    x, parameters, row, out, held, inner, outside, columns, bias, ratio,
     BIAS: tl.constexpr, STEP: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Return mean and standard deviation of a tile [ROWS, OUT]."""
@@ -67,10 +68,10 @@ def _moments(
         weight = tl.load(at_weight + column[:, None], (column < inner)[:, None] & is_out, other=0.0)
         mean = multiply(own, weight, mean, WIDEN)
         squares = multiply(_square(own), _square(weight), squares, WIDEN)
-    if BIAS >= 0:
-        bias = tl.load(at_weight + BIAS, mask=is_out, other=0.0).to(tl.float32)
-        mean += bias
-        squares += bias * bias
+    if BIAS:
+        offset = tl.load(at_weight + bias, mask=is_out, other=0.0).to(tl.float32)
+        mean += offset
+        squares += offset * offset
     return mean, tl.sqrt(squares * ratio)
 
 
@@ -82,15 +83,15 @@ def _normals(numbers, network, out, outside, OUT: tl.constexpr):
     return normal(parts_of(words, 32).reshape([network.shape[0], OUT]))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _sampled(
-    found, numbers, x, parameters, held, rows, networks, own, together, inner, outside, columns, ratio,
+    found, numbers, x, parameters, held, rows, networks, own, together, inner, outside, columns, bias, ratio,
     BIAS: tl.constexpr, SHARED: tl.constexpr, ROWS: tl.constexpr, OUT: tl.constexpr, STEP: tl.constexpr,
     PASSES: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     first_out, first = tl.program_id(1) * OUT, tl.program_id(2) * together
     row, out = tl.program_id(0) * ROWS + tl.arange(0, ROWS), first_out + tl.arange(0, OUT)
-    mean, deviation = _moments(x, parameters, row, out, held, inner, outside, columns, ratio, BIAS, STEP, WIDEN)
+    mean, deviation = _moments(x, parameters, row, out, held, inner, outside, columns, bias, ratio, BIAS, STEP, WIDEN)
     is_here = (row < held)[:, None] & (out < outside)[None, :]
     last = tl.minimum(first + together, own)
     if SHARED:

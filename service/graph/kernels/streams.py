@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from service.graph.kernels.numbers import block, in_order, normal, parts_of, stream_of
+from service.graph.kernels.tiles import VARYING
 
 _BLOCKS = 64  # of a stream, that one program makes
 
@@ -17,7 +18,8 @@ _BLOCKS = 64  # of a stream, that one program makes
 def words(numbers: Tensor, blocks: int, lane: int = 0) -> Tensor:
     """Return the first blocks of streams [K, 4] as int64 [K, blocks · 4]."""
     found = torch.empty(len(numbers), blocks * 4, dtype=torch.int64, device=numbers.device)
-    _words[len(numbers), triton.cdiv(blocks, _BLOCKS)](found, numbers, blocks, lane, _BLOCKS)
+    with torch.cuda.device_of(numbers):
+        _words[len(numbers), triton.cdiv(blocks, _BLOCKS)](found, numbers, blocks, lane, _BLOCKS)
     return found
 
 
@@ -25,7 +27,8 @@ def normals(numbers: Tensor, count: int) -> Tensor:
     """Return the first N(0, 1) numbers of streams [K, 4] as float32 [K, count]."""
     found = torch.empty(len(numbers), count, device=numbers.device)
     blocks = triton.cdiv(count, 8)
-    _normals[len(numbers), triton.cdiv(blocks, _BLOCKS)](found, numbers, blocks, count, _BLOCKS)
+    with torch.cuda.device_of(numbers):
+        _normals[len(numbers), triton.cdiv(blocks, _BLOCKS)](found, numbers, blocks, count, _BLOCKS)
     return found
 
 
@@ -35,15 +38,16 @@ def kept(numbers: Tensor, q: float, count: int) -> Tensor:
     blocks = triton.cdiv(count, 32)
     grid = (len(numbers), triton.cdiv(blocks, _BLOCKS))
     ties = torch.empty(len(numbers), blocks, dtype=torch.int32, device=numbers.device)
-    _count_ties[grid](ties, numbers, blocks, first, _BLOCKS)
-    before = (ties.cumsum(1) - ties).to(torch.int32)
     settling = words(numbers, triton.cdiv(4 + count // 32, 8), lane=1).view(torch.int32)
     found = torch.empty_like(ties)
-    _settle[grid](found, numbers, before, settling, settling.shape[1], blocks, first, rest, _BLOCKS)
+    with torch.cuda.device_of(numbers):
+        _count_ties[grid](ties, numbers, blocks, first, _BLOCKS)
+        before = (ties.cumsum(1) - ties).to(torch.int32)
+        _settle[grid](found, numbers, before, settling, settling.shape[1], blocks, first, rest, _BLOCKS)
     return found
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _words(found, numbers, blocks, lane, BLOCKS: tl.constexpr):
     network, number = tl.program_id(0), tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
     made = in_order(*block(stream_of(numbers, network, blocks), number, lane))
@@ -51,7 +55,7 @@ def _words(found, numbers, blocks, lane, BLOCKS: tl.constexpr):
     tl.store(at, made.to(tl.int64, bitcast=True), mask=(number < blocks)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _normals(found, numbers, blocks, count, BLOCKS: tl.constexpr):
     network, first = tl.program_id(0), tl.program_id(1) * BLOCKS
     made = in_order(*block(stream_of(numbers, network, blocks), first + tl.arange(0, BLOCKS), 0))
@@ -67,14 +71,14 @@ def _bytes(numbers, network, blocks, number, BLOCKS: tl.constexpr):
     return parts_of(made, 8).reshape([BLOCKS, 32]).to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _count_ties(ties, numbers, blocks, first, BLOCKS: tl.constexpr):
     network, number = tl.program_id(0), tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
     tied = (_bytes(numbers, network, blocks, number, BLOCKS) == first).to(tl.int32)
     tl.store(ties + network.to(tl.int64) * blocks + number, tl.sum(tied, 1), mask=number < blocks)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _settle(found, numbers, before, settling, most, blocks, first, rest, BLOCKS: tl.constexpr):
     network, number = tl.program_id(0), tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
     values = _bytes(numbers, network, blocks, number, BLOCKS)

@@ -40,14 +40,14 @@ def check_products():
         types = {"x": operand, "parameters": operand}
         for made, width in ((True, 1), (True, 8), (False, 8)):
             noise = "*i64" if made else "*i32"
-            shared = {"BIAS": 100, "MADE": made, "WIDTH": width, "GROUPS": 1 if width == 1 else 2, "WIDEN": False}
+            shared = {"BIAS": True, "MADE": made, "WIDTH": width, "GROUPS": 1 if width == 1 else 2, "WIDEN": False}
             tile = {"STEP": masked._STEP, "ROWS": masked._MOST_ROWS, "OUT": masked._OUT}
             check(masked._by_matrices, shared | tile, **types, noise=noise)
             tile = {"NETWORKS": masked._NETWORKS, "OUT": masked._FEW_OUT}
             check(masked._by_vectors, shared | tile, **types, noise=noise)
         tile = {"ROWS": sampled._TILE, "OUT": sampled._TILE, "STEP": sampled._STEP, "PASSES": sampled._PASSES}
         for shared in (True, False):
-            check(sampled._sampled, tile | {"BIAS": -1, "SHARED": shared, "WIDEN": False}, **types)
+            check(sampled._sampled, tile | {"BIAS": True, "SHARED": shared, "WIDEN": False}, **types)
 """
 
 
