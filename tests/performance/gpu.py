@@ -87,9 +87,9 @@ def small_dropconnect(sampled: bool) -> nn.Sequential:
 
 
 SMALL = (
-    Workload("MLP 13-50-1", small_mlp, (13,), (1, 3), 40, 2),
-    Workload("DropConnect, masks", lambda: small_dropconnect(False), (6,), (3,), 40),
-    Workload("DropConnect, sampled", lambda: small_dropconnect(True), (6,), (3,), 40),
+    Workload("MLP 13-50-1", small_mlp, (13,), (1, 3), 20, 2),
+    Workload("DropConnect, masks", lambda: small_dropconnect(False), (6,), (3,), 20),
+    Workload("DropConnect, sampled", lambda: small_dropconnect(True), (6,), (3,), 20),
 )
 
 

@@ -64,7 +64,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
     [
         ("with a bias", "dropconnect", 0.5, features),
         ("without a bias", "dropconnect", 0.3, features),
-        ("with a bias", "dropconnect", 0.25, sequence),
+        ("without a bias", "dropconnect", 0.25, sequence),
         ("with a bias", "dropconnect-sampled", 0.5, features),
         ("without a bias", "dropconnect-sampled", 0.1, features),
     ],
@@ -117,8 +117,10 @@ whole = CountedLinear.__call__
 
 
 @pytest.mark.usefixtures("_kernels_on_cpu")
-@pytest.mark.parametrize(("fault", "said"), [(wrong, "differ from the whole graph's"), (broken, "shared memory")])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("fault", "said", "precision"),
+    [(wrong, "differ from the whole graph's", "float32"), (broken, "shared memory", "bfloat16")],
+)
 def test_a_kernel_that_is_wrong_or_fails_never_serves(
     fault: Any, said: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,7 +65,7 @@ CASES = st.builds(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=9, deadline=None)
 @given(CASES, st.sampled_from([0.5, 0.5, 0.25, 0.75, 0.7]))
 def test_exact_masks_are_the_reference_with_the_variants_own_masks(case: Case, q: float) -> None:
     x, weight = case.numbers()
