@@ -1,4 +1,4 @@
-"""The command line: thinnet serve, predict, score, export, models, variants; it parses, delegates and prints.
+"""The command line: thinnet serve, predict, score, export, models, variants, doctor; it parses, delegates and prints.
 
 Commands import what they need when they run, so that `--help` does not wait for torch.
 """
@@ -59,7 +59,7 @@ def serve(
     models: Models = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 if left out.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 8000 if left out.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where networks run: cpu, cuda, cuda:1, …")] = None,
+    device: Annotated[str | None, typer.Option(help=options.DEVICES)] = None,
     root_path: Annotated[str | None, typer.Option(help="Path that a proxy in front strips.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that serve; 1 if left out.")] = None,
     engine: Annotated[str | None, typer.Option(help="'local', or 'ray': replicas in Ray Serve.")] = None,
@@ -118,7 +118,7 @@ def key(
 
 
 @app.command()
-def models(models: Models = None, device: options.Device = "cpu") -> None:
+def models(models: Models = None, device: options.Device = "auto") -> None:
     """List the models of a folder, their versions and their sites."""
     from service.repository import Repository
 
@@ -138,7 +138,7 @@ def models(models: Models = None, device: options.Device = "cpu") -> None:
 
 
 @app.command()
-def variants(device: options.Device = "cpu") -> None:
+def variants(device: options.Device = "auto") -> None:
     """List every dropout variant: equation, what is sampled and shared, closed forms, layers, reference."""
     from rich.console import Console
     from rich.table import Table
@@ -159,6 +159,15 @@ def variants(device: options.Device = "cpu") -> None:
 
 
 @app.command()
+def doctor(models: Models = None, device: options.Device = "auto") -> None:
+    """Say what this machine has, where networks run, and which way the passes of each model take, and why."""
+    from service.doctor import findings
+
+    for what, found in findings(models or Path("models"), device):
+        print(f"{what:20} {found}")
+
+
+@app.command()
 def predict(
     folder: Annotated[Path, typer.Argument(help="The model's folder.")],
     rows: Annotated[Path, typer.Argument(help="A file of rows: .json, .csv or .npy.")],
@@ -172,7 +181,7 @@ def predict(
     tolerance: options.Tolerance = None,
     precision: options.Precision = "float32",
     quantity: options.Quantities = None,
-    device: options.Device = "cpu",
+    device: options.Device = "auto",
 ) -> None:
     """Predict one file of rows with a model folder, without a server; the answer is printed as JSON."""
     import orjson
@@ -211,7 +220,7 @@ def export(
     variant: Annotated[str, typer.Option(help="The variant where a request names none.")] = "trained",
     passes: options.Passes = None,
     seed: options.Seed = None,
-    device: options.Device = "cpu",
+    device: options.Device = "auto",
 ) -> None:
     """Turn a network and its weights into a model folder, and say which sites were found."""
     from service.export import export_folder

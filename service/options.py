@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-Device = Annotated[str, typer.Option(help="Where networks run: cpu, cuda, cuda:1, …")]
+DEVICES = "Where networks run: auto (a GPU where there is one), cpu, cuda, cuda:1, …"
+Device = Annotated[str, typer.Option(help=DEVICES)]
 Passes = Annotated[int | None, typer.Option(help="Stochastic passes, 2 to 10000; the model's own if left out.")]
 VariantName = Annotated[str | None, typer.Option(help="'trained', or a variant for the whole plan.")]
 Rate = Annotated[float | None, typer.Option("--p", help="A drop rate for the whole plan.")]

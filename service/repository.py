@@ -262,6 +262,13 @@ def _model_folders(folder: Path) -> Iterator[Path]:
             yield home
 
 
+def named_device(device: str) -> str:
+    """Return a device's name; `auto` is the first GPU, or the CPU where torch sees none."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.device_count() else "cpu"  # to count them does not spoil a fork
+
+
 def check_device(device: torch.device | str) -> torch.device:
     """Return a device that this machine has.
 
@@ -269,8 +276,10 @@ def check_device(device: torch.device | str) -> torch.device:
         NotReady: The name is unknown, or there is no such device.
     """
     try:
-        found = torch.device(device)
+        found = torch.device(named_device(str(device)))
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError) as error:
-        raise NotReady(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}; try cpu") from None
+        raise NotReady(
+            f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}; try auto or cpu"
+        ) from None
     return found

@@ -49,7 +49,7 @@ def score(
     tolerance: options.Tolerance = None,
     precision: options.Precision = "float32",
     quantity: options.Quantities = None,
-    device: options.Device = "cpu",
+    device: options.Device = "auto",
     on_error: Annotated[
         str, typer.Option(help="A bad row: 'fail' ends, 'skip' leaves it out, 'record' tells of it in a file besides.")
     ] = "fail",

@@ -24,7 +24,9 @@ class Settings(BaseSettings):
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(description="port to listen on", ge=0, le=65535)] = 8000
     root_path: Annotated[str, Field(description="path that a proxy in front strips", pattern=r"^(/[^/?#]+)*$")] = ""
-    device: Annotated[str, Field(description="where networks run: cpu, cuda, cuda:1, …")] = "cpu"
+    device: Annotated[
+        str, Field(description="where networks run: auto (a GPU where there is one), cpu, cuda, cuda:1, …")
+    ] = "auto"
     keys_file: Annotated[
         Path | None, Field(description="file of API keys, a line of `thinnet key` each; without one nobody needs a key")
     ] = None

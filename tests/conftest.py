@@ -4,6 +4,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # threads of several processes on the same cores wait for one another
 else:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; Triton reads it when it is imported, which torch may do
 
 from typing import Any
 

@@ -28,7 +28,7 @@ from service.api.worker import BACKLOG, Worker, refuse_new
 from service.errors import NotReady
 from service.folder import Card
 from service.predictor import Predictor
-from service.repository import EXAMPLE, Repository
+from service.repository import EXAMPLE, Repository, named_device
 from service.settings import Settings
 from service.signature import Input, Output
 from service.start import METRICS
@@ -71,7 +71,7 @@ def compute_with(threads: int) -> None:
 
 def is_shared(device: str) -> bool:
     """Whether what was made on a device can be used on both sides of a fork."""
-    return device.split(":")[0] == "cpu"
+    return named_device(device).split(":")[0] == "cpu"
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,15 @@ def ray_run(folder: Path, device: str = "cpu", threads: int = 1) -> Iterator[Ray
         NotReady: Ray is not installed, or does not answer.
     """
     with joined(store_mib=_STORE_MIB):
-        yield RayRun(folder, device, threads)
+        yield RayRun(folder, _device_there(device), threads)
+
+
+def _device_there(device: str) -> str:
+    """Return a device's name; `auto` is a GPU where the cluster has one, whatever is here."""
+    import ray
+
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call] # it ships without types
+    return device if device != "auto" else "cuda" if there.get("GPU") else "cpu"
 
 
 def _settle() -> None:

@@ -67,7 +67,7 @@ def _check(settings: Settings) -> None:
         raise InvalidSettings(
             f"max_replicas = {settings.max_replicas} is below min_replicas = {settings.min_replicas}; raise it"
         )
-    if settings.device != "cpu" and not settings.replica_gpus:
+    if settings.device not in ("cpu", "auto") and not settings.replica_gpus:
         raise InvalidSettings(
             f"device = {settings.device!r} needs a GPU, and Ray gives a replica none; say replica_gpus = 1, or a share"
         )

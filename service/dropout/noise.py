@@ -69,6 +69,19 @@ class Stream:
         """Draw the bits of `keep(0.5, shape)` of a shape that does not grow, uint8 [S, R, bytes], low bits first."""
         return torch.from_numpy(self._raw(philox_key(part, self.seed, self.site), prod(shape), 1))
 
+    def coordinates(self, part: str = "") -> Tensor:
+        """Return what a kernel draws these numbers from where no axis grows: int64 [S, R, 4], the bits of four words.
+
+        They are the key's two, the index of the pass or row whose blocks come one after the other, and the counter's
+        third.
+        """
+        passes = np.arange(self.first_pass, self.first_pass + self.passes, dtype=np.uint64)[:, None]
+        rows = None if self.rows is None else np.asarray(self.rows, dtype=np.uint64)[None, :]
+        found = np.empty((self.passes, 1 if rows is None else rows.shape[1], 4), dtype=np.uint64)
+        found[..., 0], found[..., 1] = philox_key(part, self.seed, self.site)
+        found[..., 2], found[..., 3] = (passes, 0) if rows is None else (rows, passes + np.uint64(1))
+        return torch.from_numpy(found.view(np.int64)).to(self.device)
+
     def uniform(self, shape: Shape, part: str = "") -> Tensor:
         """Draw U(0, 1) float64 numbers [S, R, *shape]; never 0 or 1."""
         key = philox_key(part, self.seed, self.site)

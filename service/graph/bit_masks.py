@@ -1,6 +1,7 @@
 """Products under exact DropConnect masks that stay packed, a bit or a byte each, until they are multiplied.
 
-It does not know plans, or which passes a mask is for, and serves the CPU alone. What it computes is what `MaskColumns`
+It does not know plans, or which passes a mask is for, and serves the CPU alone; `kernels` serves other devices with
+products of the same form. What it computes is what `MaskColumns`
 does, from the same bits: [W b] is masked in a buffer that is used again and again, and 1 / q scales a linear product
 instead of the weights.
 """
@@ -9,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, fx
 
 from service.dropout import DropConnect, Variant
 from service.dropout.noise import Shape, Stream
+from service.dropout.variant import WeightVariant
 from service.graph.layout import LAYOUT, Layout
 from service.graph.nodes import node_operand, operand, value_of
 from service.graph.program import STATE_NAME
@@ -24,6 +26,7 @@ from service.graph.shapes import BatchAxis
 from service.graph.weights import CONVOLUTIONS, LINEAR, Use, WeightSite, readers
 
 _ROWS = BatchAxis(0)
+Drawn = TypeVar("Drawn", bound=WeightVariant)
 _BUFFER_ELEMENTS = 1 << 18  # small layers are masked for several passes at once, up to as many
 
 
@@ -36,6 +39,10 @@ class PackedDropConnect(DropConnect):
         if self.q == 0.5:
             return stream.packed_halves(shape)
         return stream.keep(self.q, shape).flatten(2).view(torch.uint8)
+
+    def product(self, use: Use, site: WeightSite) -> "NoisyProduct[PackedDropConnect]":
+        """Return what stands for a use of a weight that it masks."""
+        return noisy_product(use, site, MaskedLinear if use.node.target is LINEAR else MaskedConvolution, self)
 
     def unpack(self, packed: Tensor, count: int) -> Tensor:
         """Return M [*, count] as 0 and 1 in uint8."""
@@ -69,26 +76,27 @@ class Layer:
         return self.operator(x, weight, bias, *self.rest, **dict(self.options))
 
 
-class MaskedProduct(ABC):
-    """The product of a layer with its weight masked, for one pass or for several folded into the rows.
+class NoisyProduct(ABC, Generic[Drawn]):
+    """The product of a layer with a noisy weight, for one pass or for several folded into the rows.
 
     Args:
-        masks: What the masks are; packed they are [R, bytes], or [S, R, bytes] folded.
-        bias: The bias's column of the mask, where there is one.
+        variant: What draws the noise: [R, …], or [S, R, …] folded.
+        bias: The bias's column of [W b …], where it is noisy.
         layer: The layer's operator, and what it takes behind x, weight and bias.
         shape: The weight's shape.
     """
 
     batch = _ROWS
     scaled = False  # whether it takes its parameters times 1 / q
+    narrows = True  # whether it takes bfloat16 where products run in it
 
-    def __init__(self, masks: PackedDropConnect, bias: int | None, layer: Layer, shape: tuple[int, ...]) -> None:
-        self.masks, self.bias, self.layer, self.shape = masks, bias, layer, shape
-        self.__name__ = "masked_product"
+    def __init__(self, variant: Drawn, bias: int | None, layer: Layer, shape: tuple[int, ...]) -> None:
+        self.variant, self.bias, self.layer, self.shape = variant, bias, layer, shape
+        self.__name__ = "noisy_product"
 
     @property
     def columns(self) -> int:
-        """How many columns of the mask are the weight's."""
+        """How many columns are the weight's."""
         return prod(self.shape[1:])
 
     @abstractmethod
@@ -96,7 +104,7 @@ class MaskedProduct(ABC):
         """Map x [rows, …], or the rows of one pass for all, to u [rows, …] by [W b …] [out, columns + biases]."""
 
 
-class MaskedLinear(MaskedProduct):
+class MaskedLinear(NoisyProduct[PackedDropConnect]):
     """u = (M / q ∘ [W b]) [x; 1]."""
 
     def __call__(self, rows: int, noise: Tensor, x: Tensor, parameters: Tensor) -> Tensor:
@@ -118,13 +126,13 @@ class MaskedLinear(MaskedProduct):
         for first in range(0, len(packed), together):
             own = packed[first : first + together]
             masked = buffer[: len(own)]
-            masked.copy_(self.masks.unpack(own, parameters.numel()).view(masked.shape)).mul_(parameters)
+            masked.copy_(self.variant.unpack(own, parameters.numel()).view(masked.shape)).mul_(parameters)
             self._multiply(masked, inputs[first : first + together], found[first : first + together])
         return found
 
     def _multiply(self, masked: Tensor, inputs: Tensor, found: Tensor) -> None:
         """Write u [G, out, T] of masked parameters [G, out, in + biases] and inputs [G, in, T]."""
-        scale = 1 / self.masks.q
+        scale = 1 / self.variant.q
         weight = masked[..., : inputs.shape[1]]
         bias = found if self.bias is None else masked[..., self.bias, None]
         beta = 0 if self.bias is None else scale
@@ -136,13 +144,13 @@ class MaskedLinear(MaskedProduct):
             torch.addmv(bias[0, :, 0], weight[0], inputs[0, :, 0], beta=beta, alpha=scale, out=found[0, :, 0])
 
 
-class MaskedConvolution(MaskedProduct):
+class MaskedConvolution(NoisyProduct[PackedDropConnect]):
     """u = (M ∘ W / q) * x + m ∘ b / q, one network after the other; its parameters are scaled already."""
 
     scaled = True
 
     def __call__(self, rows: int, noise: Tensor, x: Tensor, parameters: Tensor) -> Tensor:
-        """Map x [rows, in, …], or the rows of one pass for all, to u [rows, out, …]; see `MaskedProduct`."""
+        """Map x [rows, in, …], or the rows of one pass for all, to u [rows, out, …]; see `NoisyProduct`."""
         passes = noise.shape[0] if noise.dim() == 3 else 1
         networks = noise.shape[-2]
         own = torch.unflatten(x, 0, (passes if len(x) == rows else 1, networks, -1)).expand(
@@ -150,7 +158,7 @@ class MaskedConvolution(MaskedProduct):
         )
         masked, found = torch.empty_like(parameters), []
         for index, bits in enumerate(noise.reshape(passes * networks, -1)):
-            masked.copy_(self.masks.unpack(bits, parameters.numel()).view(masked.shape)).mul_(parameters)
+            masked.copy_(self.variant.unpack(bits, parameters.numel()).view(masked.shape)).mul_(parameters)
             weight = masked[:, : self.columns].reshape(self.shape)
             bias = None if self.bias is None else masked[:, self.bias].contiguous()
             found.append(self.layer(own[divmod(index, networks)], weight, bias))
@@ -164,11 +172,15 @@ def join_columns(weight: Tensor, *biases: Tensor) -> Tensor:
 
 def packed_form(site: WeightSite, variant: Variant) -> PackedDropConnect | None:
     """Return the variant with packed masks where every use of the weight is a layer that can take them."""
-    plain = type(variant) is DropConnect and value_of(site.parameter).dtype == torch.float32
+    return PackedDropConnect(variant.p) if type(variant) is DropConnect and takes_noise(site) else None
+
+
+def takes_noise(site: WeightSite) -> bool:
+    """Tell whether every use of a float32 weight is a layer that a noisy product can stand for."""
     products = {use.node for use in site.uses}
-    if not plain or any(user not in products for _, user in readers(site.parameter)):
-        return None
-    return PackedDropConnect(variant.p) if all(_takes_masks(use, site) for use in site.uses) else None
+    own = value_of(site.parameter).dtype == torch.float32
+    own = own and all(user in products for _, user in readers(site.parameter))
+    return own and all(_takes_noise(use, site) for use in site.uses)
 
 
 def biases_of(site: WeightSite) -> dict[fx.Node, int]:
@@ -177,14 +189,13 @@ def biases_of(site: WeightSite) -> dict[fx.Node, int]:
     return {named[name]: column for name, column in site.columns.items()}
 
 
-def masked_product(use: Use, site: WeightSite, masks: PackedDropConnect) -> MaskedProduct:
-    """Return what stands for a use of a weight whose masks are packed."""
+def noisy_product(use: Use, site: WeightSite, kind: type[NoisyProduct[Drawn]], variant: Drawn) -> NoisyProduct[Drawn]:
+    """Return what stands for a use of a noisy weight."""
     bias = None if use.bias is None else biases_of(site)[use.bias]
-    kind = MaskedLinear if use.node.target is LINEAR else MaskedConvolution
-    return kind(masks, bias, Layer.of(use.node), tuple(value_of(site.parameter).shape))
+    return kind(variant, bias, Layer.of(use.node), tuple(value_of(site.parameter).shape))
 
 
-def _takes_masks(use: Use, site: WeightSite) -> bool:
+def _takes_noise(use: Use, site: WeightSite) -> bool:
     """Tell whether a use is a layer with rows on the first axis and nothing computed in it, any bias of it masked."""
     is_layer = use.node.target is LINEAR or use.node.target in CONVOLUTIONS
     if not is_layer or operand(use.node, 1) is not site.parameter or not Layer.of(use.node).is_fixed:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from service.dropout import DropConnect, Variant
+from service.dropout import DropConnect, DropConnectSampled, Variant
 from service.errors import SelfCheckFailed
-from service.graph.bit_masks import PackedDropConnect
 from service.graph.capture import Captured
 from service.graph.drawing import Draw, draw_noises
 from service.graph.fixed import fix_weights
 from service.graph.footprint import Cost, Footprint, Peaks, metered
+from service.graph.forms import Counted, Form, Formed, form_on, plain_products
 from service.graph.integrated import integrate
 from service.graph.layout import change_row, with_rows
 from service.graph.passes import RUNNERS, VECTORISED, Mode, can_fold, of_rows
@@ -62,31 +62,53 @@ class Compiled:
         self._precision = precision
         self._wide = None if precision == FLOAT32 else Compiled(captured, plan)
         self._integrated = integrated
-        self._rewritten = self._write(plan, packed=False)
-        self._fast, self._plain = self._fastest(plan)
-        on_cpu = captured.example[0].device.type == "cpu"  # elsewhere, to gather by what is kept waits for the device
-        self.thinned = self._thin() if on_cpu else None
+        self._rewritten = self._write(plan, None)
+        self._footprints: dict[tuple[Any, ...], Footprint] = {}
+        self._thinning: dict[tuple[Any, ...], Thinned | None] = {}
+        device = captured.example[0].device
+        self._prepare(plan, form_on(device))
+        self._fault = self._kernel_fault()
+        if self._fault:
+            self._prepare(plan, None)
+        drawn = ((noise.site, noise.variant) for noise in self._fast.noises)
+        narrowed = () if self._wide is None else (NOTE,)
+        self.notes = (*self._rewritten.notes, *plain_products(device, drawn, self._fault), *narrowed)
+
+    def _prepare(self, plan: Mapping[str, Variant], form: Form | None) -> None:
+        """Cut the graph, weights' noise in a form where they take it, and make its parts fast."""
+        self._fast, self._plain = self._fastest(plan, form)
+        on_cpu = self._captured.example[0].device.type == "cpu"
+        self.thinned = self._thin() if on_cpu else None  # elsewhere, to gather by what is kept waits for the device
         fused = fuse_products(self._plain)
         loosen_views(fused.suffix)  # the trunk gives values in other orders of memory
         self._split = replace(fused, trunk=fix_weights(fused.trunk), suffix=fix_weights(fused.suffix))
         self._vectorised = replace(self._split, suffix=fused.suffix)
         self._modes: dict[bool, Mode] = {}
-        self._footprints: dict[tuple[Any, ...], Footprint] = {}
-        self._thinning: dict[tuple[Any, ...], Thinned | None] = {}
-        self.notes = self._rewritten.notes if self._wide is None else (*self._rewritten.notes, NOTE)
         self.stochastic = self._split.stochastic
 
-    def _write(self, plan: Mapping[str, Variant], packed: bool) -> Rewritten:
+    def _kernel_fault(self) -> str | None:
+        """Return why kernels that were chosen cannot serve: they are tried at once, for they depend on the device."""
+        if not any(isinstance(noise.variant, Counted) for noise in self._fast.noises):
+            return None
+        if self._wide is not None and self._wide._fault:
+            return self._wide._fault
+        try:
+            self.mode(per_row=False)
+        except Exception as error:  # whatever a compiler or a driver raises
+            return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        return None
+
+    def _write(self, plan: Mapping[str, Variant], form: Form | None) -> Rewritten:
         """Write the plan into the graph, its last sites integrated where that was asked for."""
-        rewritten = rewrite(self._captured, plan, packed=packed, precision=self._precision)
+        rewritten = rewrite(self._captured, plan, form, precision=self._precision)
         return integrate(rewritten, self._integrated) if self._integrated else rewritten
 
-    def _fastest(self, plan: Mapping[str, Variant]) -> tuple[Rewritten, Split]:
+    def _fastest(self, plan: Mapping[str, Variant], form: Form | None) -> tuple[Rewritten, Split]:
         """Return the graph that passes run on, and its cut; the plain graph is what it is compared with."""
-        if self._captured.example[0].device.type == "cpu" and DropConnect in map(type, plan.values()):
-            fast = self._write(plan, packed=True)
-            is_packed = any(isinstance(noise.variant, PackedDropConnect) for noise in fast.noises)
-            if is_packed and all(noise.has_rows for noise in fast.noises) and can_fold(cut := split(fast)):
+        if form is not None and any(type(each) in (DropConnect, DropConnectSampled) for each in plan.values()):
+            fast = self._write(plan, form)
+            is_formed = any(isinstance(noise.variant, Formed) for noise in fast.noises)
+            if is_formed and all(noise.has_rows for noise in fast.noises) and can_fold(cut := split(fast)):
                 return fast, cut
         return self._rewritten, split(self._rewritten)
 

@@ -19,7 +19,7 @@ from torch import fx
 from service.dropout import Bernoulli, DropConnect, DropConnectSampled, Gaussian, Variant
 from service.dropout.variant import ActivationVariant
 from service.errors import InvalidPlan
-from service.graph.bit_masks import Layer, MaskedProduct
+from service.graph.bit_masks import Layer, NoisyProduct
 from service.graph.layout import LAYOUT
 from service.graph.nodes import node_operand, operand, operator_name, returned
 from service.graph.noisy_weights import MaskColumns
@@ -97,8 +97,8 @@ class _Writer:
             noise = node_operand(last, 1)
             self._check(_Path(noise, (last,), (), after, (last, *after)), within, name)
             return self._through(after, node_operand(last, 2)), self._through(after, node_operand(last, 3))
-        if isinstance(last.target, MaskedProduct):
-            return self._over_packed_weights(last, last.target, after, within, name)
+        if isinstance(last.target, NoisyProduct):
+            return self._over_noisy_weights(last, last.target, after, within, name)
         if last.target not in _LINEAR:
             _refuse(name, f"its last operation is {operator_name(last)!r}, not a linear layer or a convolution")
         weight = operand(last, 1)
@@ -122,8 +122,8 @@ class _Writer:
         variance = self._call(torch.mul, squares, p / (1 - p), like=last)
         return self._through(after, mean), self._through(after, variance)
 
-    def _over_packed_weights(
-        self, last: fx.Node, product: MaskedProduct, after: tuple[fx.Node, ...], within: set[fx.Node], name: str
+    def _over_noisy_weights(
+        self, last: fx.Node, product: NoisyProduct[Any], after: tuple[fx.Node, ...], within: set[fx.Node], name: str
     ) -> tuple[fx.Node, fx.Node]:
         noise, x, joined = (node_operand(last, index) for index in (1, 2, 3))
         self._check(_Path(noise, (last,), (), after, (last, *after)), within, name)
@@ -132,7 +132,7 @@ class _Writer:
         square_bias = None if bias is None else self._square(bias)
         mean = self._layer(product.layer, x, weight, bias, like=last)
         squares = self._layer(product.layer, self._square(x), self._square(weight), square_bias, like=last)
-        variance = self._call(torch.mul, squares, product.masks.p / (1 - product.masks.p), like=last)
+        variance = self._call(torch.mul, squares, product.variant.p / (1 - product.variant.p), like=last)
         return self._through(after, mean), self._through(after, variance)
 
     def _over_units(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from operator import getitem
+from typing import Any
 
 import sympy
 import torch
@@ -22,9 +23,10 @@ from service.dropout.variant import (
     SampledProduct,
 )
 from service.errors import InvalidPlan
-from service.graph.bit_masks import MaskedProduct, biases_of, join_columns, masked_product, packed_form
+from service.graph.bit_masks import NoisyProduct, biases_of, join_columns
 from service.graph.capture import Captured
 from service.graph.cells import CellSite, write_cell
+from service.graph.forms import Form
 from service.graph.images import check_image
 from service.graph.layout import LAYOUT, Layout
 from service.graph.nodes import node_operand, operand, value_of
@@ -115,14 +117,14 @@ class Apply:
 
 
 def rewrite(
-    captured: Captured, plan: Mapping[str, Variant], packed: bool = False, precision: str = FLOAT32
+    captured: Captured, plan: Mapping[str, Variant], form: Form | None = None, precision: str = FLOAT32
 ) -> Rewritten:
     """Return the graph of a plan.
 
     Args:
         captured: The network, its layouts noted.
         plan: The variant of each active site, by name; sites left out are off.
-        packed: Whether masks of weights stay packed until they are multiplied, where they can.
+        form: In what form weights' noise is drawn, where they can take it; plainly where None.
         precision: What products run in.
 
     Raises:
@@ -132,7 +134,7 @@ def rewrite(
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {node: graph.node_copy(node) for node in captured.program.placeholders()}
     rows = graph.placeholder(ROWS)
-    writer = _Writer(graph, rows, copies, packed)
+    writer = _Writer(graph, rows, copies, form)
     writer.narrower = Narrower(graph) if precision == BFLOAT16 else None
     weights = [site for site in captured.weights if site.site.name in plan]
     writer.declare(captured, plan, weights)
@@ -144,14 +146,16 @@ def rewrite(
 
 
 class _Writer:
-    def __init__(self, graph: fx.Graph, rows: fx.Node, copies: dict[fx.Node, fx.Node], packed: bool) -> None:
-        self.graph, self.rows, self.copies, self.packed = graph, rows, copies, packed
+    def __init__(self, graph: fx.Graph, rows: fx.Node, copies: dict[fx.Node, fx.Node], form: Form | None) -> None:
+        self.graph, self.rows, self.copies, self.form = graph, rows, copies, form
         self.narrower: Narrower | None = None
         self.noises: list[NoiseInput] = []
         self.notes: list[str] = []
         self.variants: dict[fx.Node, tuple[Variant, fx.Node]] = {}  # activation site → its variant and noise
         self.products: dict[fx.Node, tuple[SampledProduct, fx.Node]] = {}  # linear → its variant and noise
-        self.packed_products: dict[fx.Node, tuple[MaskedProduct, WeightSite, fx.Node]] = {}  # linear → how it is masked
+        self.noisy_products: dict[
+            fx.Node, tuple[NoisyProduct[Any], WeightSite, fx.Node]
+        ] = {}  # layer → what stands for it
         self.lookups: dict[fx.Node, tuple[LookUp, fx.Node]] = {}  # embedding → its variant and noise
         self.masks: dict[tuple[fx.Node, fx.Node], tuple[MaskColumns, fx.Node]] = {}  # (parameter, use) → its mask
         self.cells: dict[fx.Node, tuple[CellSite, CellVariant, fx.Node]] = {}  # layer → its site, variant and noise
@@ -192,10 +196,10 @@ class _Writer:
         if isinstance(variant, SampledProduct) and not site.rows_and_features:
             self.notes.append(f"{site.site.name}: exact masks stand in, its input has axes besides rows and features")
             variant = stand_in(variant) or variant
-        if self.packed and (masks := packed_form(site, variant)):
-            noise = self._noise(site.site.name, masks, tuple(map(sympy.Integer, site.site.shape)), True)
+        if self.form and (drawn := self.form(site, variant)):
+            noise = self._noise(site.site.name, drawn, tuple(map(sympy.Integer, site.site.shape)), True)
             for use in site.uses:
-                self.packed_products[use.node] = (masked_product(use, site, masks), site, noise)
+                self.noisy_products[use.node] = (drawn.product(use, site), site, noise)
             return
         columns_in = prod(value_of(site.parameter).shape[1:])
         columns = site.site.shape[1] if not isinstance(variant, MaskedWeight) or variant.masks_bias else columns_in
@@ -228,8 +232,8 @@ class _Writer:
             self.copies[node] = self._activation(node)
         elif node in self.products:
             self.copies[node] = self._product(node)
-        elif node in self.packed_products:
-            self.copies[node] = self._packed_product(node)
+        elif node in self.noisy_products:
+            self.copies[node] = self._noisy_product(node)
         elif node in self.cells:
             cell, variant, noise = self.cells[node]
             operands = fx.map_arg(node.args, lambda old: self._operand(old, node))
@@ -270,17 +274,18 @@ class _Writer:
             part.meta[LAYOUT] = Layout(BatchAxis(0))
         return self.graph.call_function(Apply(variant, BatchAxis(0)), (self.rows, noise, *parts))
 
-    def _packed_product(self, node: fx.Node) -> fx.Node:
-        acting, site, noise = self.packed_products[node]
+    def _noisy_product(self, node: fx.Node) -> fx.Node:
+        acting, site, noise = self.noisy_products[node]
         parameters = tuple(self.copies[each] for each in (site.parameter, *biases_of(site)))
         x, joined = self.copies[node_operand(node)], self.graph.call_function(join_columns, parameters)
         if acting.scaled:
-            joined = self.graph.call_function(torch.mul, (joined, 1 / acting.masks.q))
-        if self.narrower is not None:
-            x, joined = self.narrower.operand(x), self.narrower.operand(joined)
+            joined = self.graph.call_function(torch.mul, (joined, 1 / acting.variant.q))
+        narrower = self.narrower if acting.narrows else None
+        if narrower is not None:
+            x, joined = narrower.operand(x), narrower.operand(joined)
         product = self.graph.call_function(acting, (self.rows, noise, x, joined))
         product.meta = dict(node.meta)
-        return product if self.narrower is None else self.narrower.widened(product)
+        return product if narrower is None else narrower.widened(product)
 
     def _operand(self, old: fx.Node, user: fx.Node) -> fx.Node:
         if (old, user) not in self.masks:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from service.graph.bit_masks import MaskedProduct
+from service.graph.bit_masks import NoisyProduct
 from service.graph.cells import ProjectInputs, RunSteps
 from service.graph.layout import LAYOUT, Layout
 from service.graph.nodes import node_operand, returned
@@ -117,7 +117,7 @@ class _Splitter:
         users = [user for user in node.users if self.stages[user] is Stage.SUFFIX]
         shareable = bool(users) and layout.is_tensor and layout.batch is not None and layout.batch.factor == 1
         shared = shareable and all(
-            isinstance(user.target, (Apply, MaskedProduct, ProjectInputs, RunSteps))
+            isinstance(user.target, (Apply, NoisyProduct, ProjectInputs, RunSteps))
             and user.target.batch == layout.batch
             and not any(self.stages[each] is Stage.SUFFIX for each in user.all_input_nodes[2:])
             for user in users

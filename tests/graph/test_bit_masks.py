@@ -85,7 +85,7 @@ def _compare(
     assert packs(fast, p)
     found = samples(fast, given, p=p, scope=scope, row_offset=5)
     with monkeypatch.context() as patch:
-        patch.setattr("service.graph.rewrite.packed_form", lambda site, variant: None)
+        patch.setattr("service.graph.compiled.form_on", lambda device: None)
         assert not packs(plain, p)
         expected = samples(plain, given, p=p, scope=scope, row_offset=5)
 

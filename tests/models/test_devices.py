@@ -80,7 +80,7 @@ def moved(captured: Captured, mode: FakeTensorMode, state_too: bool) -> Captured
 def run_on_cuda(predictor: Predictor, state_too: bool = True) -> list[str]:
     """Run trunk, noise, suffix and statistics of every plan in both scopes; return the plans' variants."""
     plans = plans_of(predictor)
-    with patch("service.graph.rewrite.packed_form", lambda site, variant: None):  # masks are packed on the CPU alone
+    with patch("service.graph.compiled.form_on", lambda device: None):  # masks are packed on the CPU alone
         at_home = [Compiled(predictor._captured, plan) for plan in plans.values()]
     modes = [{per_row: compiled.mode(per_row) for per_row in (False, True)} for compiled in at_home]
     fake = FakeTensorMode(allow_non_fake_inputs=True)  # the noise's bits are made by NumPy
@@ -88,7 +88,8 @@ def run_on_cuda(predictor: Predictor, state_too: bool = True) -> list[str]:
     shapes = [tuple(each.shape) for each in captured.example]
     with fake, WithoutIndexing():
         for plan, found in zip(plans.values(), modes, strict=True):
-            compiled = Compiled(captured, plan)
+            with patch("service.graph.compiled.form_on", lambda device: None):  # kernels take no fakes
+                compiled = Compiled(captured, plan)
             compiled._modes = found  # comparing numbers needs numbers
             for rows in (None, range(len(captured.example[0]))):
                 outputs = compiled.run(compiled.trunk(captured.example), shapes, Draw(0, 0, PASSES, rows))

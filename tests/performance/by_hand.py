@@ -55,7 +55,7 @@ class GaussianLinear(NoisyLinear):
     def forward(self, x: Tensor) -> Tensor:
         deviation = F.linear(x.square(), self.squares, self.bias_squares).sqrt_()
         lead = (self.passes, 1) if self.passes else ()
-        return F.linear(x, self.weight, self.bias) + deviation * torch.randn(*lead, len(self.bias))
+        return F.linear(x, self.weight, self.bias) + deviation * torch.randn(*lead, len(self.bias), device=x.device)
 
 
 def by_hand(network: nn.Module) -> nn.Module:

@@ -188,7 +188,8 @@ def ready(workload: Workload, kinds: Sequence[type[Contender]]) -> dict[str, Con
 @lru_cache(maxsize=1)
 def captured(workload: Workload) -> Predictor:
     """Capture a network once for all its numbers of rows and passes."""
-    return Predictor.capture(workload.build(), workload.inputs(2))
+    x = workload.inputs(2)
+    return Predictor.capture(workload.build(), x, device=x.device)
 
 
 def peer_versions() -> str:

@@ -27,7 +27,7 @@ class Judge:
 
     def fault(self, answer: Moments) -> str:
         """Return what is wrong with a mean and a variance, if anything is."""
-        mean, variance = (each[: self.passes.shape[1]].double() for each in answer)
+        mean, variance = (each[: self.passes.shape[1]].to(self.passes) for each in answer)
         if (variance == 0).all():
             return "variance 0"
         count, centred = len(self.passes), self.passes - self.passes.mean(0)

@@ -1,0 +1,28 @@
+"""Kernels for DropConnect on a GPU, in Triton: masks and normals are drawn where they are used, and never stored.
+
+It does not know plans. Triton is optional, so its modules here are imported when first needed: `counted` alone knows
+them. With `TRITON_INTERPRET=1` they run on the CPU, slowly.
+
+    numbers     Philox4x64-10 in registers: words from any bit of a stream, normals
+    tiles       the product of two tiles
+    streams     numbers written to memory
+    masked      exact masks, made inside the product
+    sampled     both moments from one reading of W and x, then all passes
+    counted     what the engine puts into a graph: noise is where the numbers begin, four words for each pass
+"""
+
+from importlib.util import find_spec
+
+import torch
+
+DEVICES = {"cuda"}
+"""The types of devices that kernels serve."""
+
+
+def refusal(device: torch.device) -> str | None:
+    """Return why kernels do not serve a device; None where they do."""
+    if device.type not in DEVICES:
+        return f"they serve {' and '.join(sorted(DEVICES))}, not {device.type}"
+    if find_spec("triton") is None:
+        return "triton is not installed; pip install 'thinnet[gpu]'"
+    return None

@@ -1,0 +1,61 @@
+"""Every kernel compiles for a GPU, which takes none; the interpreter lets pass what the compiler refuses."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton", reason="kernels need Triton, which is for Linux")
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from service.graph.kernels import masked, sampled, streams
+
+TYPES = {
+    "found": "*fp32", "x": "*fp32", "parameters": "*fp32", "numbers": "*i64", "noise": "*i64", "scale": "fp32",
+    "ratio": "fp32", "ties": "*i32", "before": "*i32", "settling": "*i32", "rest": "i64",
+}
+
+
+def check(kernel, constants, **types):
+    names = {each: TYPES.get(each, "i32") for each in kernel.arg_names} | types
+    source = ASTSource(kernel, names | dict.fromkeys(constants, "constexpr"), constants)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    assert made.asm["cubin"] and made.metadata.shared <= 96 << 10, made.metadata.shared
+
+
+def check_streams():
+    check(streams._words, {"BLOCKS": 64}, found="*i64")
+    check(streams._normals, {"BLOCKS": 64})
+    check(streams._count_ties, {"BLOCKS": 64})
+    check(streams._settle, {"BLOCKS": 64}, found="*i32")
+
+
+def check_products():
+    for operand in ("*fp32", "*bf16"):
+        types = {"x": operand, "parameters": operand}
+        for made, width in ((True, 1), (True, 8), (False, 8)):
+            noise = "*i64" if made else "*i32"
+            shared = {"BIAS": True, "MADE": made, "WIDTH": width, "GROUPS": 1 if width == 1 else 2, "WIDEN": False}
+            tile = {"STEP": masked._STEP, "ROWS": masked._MOST_ROWS, "OUT": masked._OUT}
+            check(masked._by_matrices, shared | tile, **types, noise=noise)
+            tile = {"NETWORKS": masked._NETWORKS, "OUT": masked._FEW_OUT}
+            check(masked._by_vectors, shared | tile, **types, noise=noise)
+        tile = {"ROWS": sampled._TILE, "OUT": sampled._TILE, "STEP": sampled._STEP, "PASSES": sampled._PASSES}
+        for shared in (True, False):
+            check(sampled._sampled, tile | {"BIAS": True, "SHARED": shared, "WIDEN": False}, **types)
+"""
+
+
+@pytest.mark.parametrize("which", ["check_streams", pytest.param("check_products", marks=pytest.mark.slow)])
+def test_kernels_compile_and_fit_a_gpu(which: str, tmp_path: object) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", f"{COMPILE}\n{which}()"], env=environment, capture_output=True, text=True
+    )
+
+    assert ran.returncode == 0, ran.stderr

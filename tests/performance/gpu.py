@@ -1,0 +1,187 @@
+"""Measure kernels and passes on a GPU: `python tests/performance/gpu.py [--device cuda:1] [--only LeNet]`.
+
+First DropConnect's kernels on the layer of Wan et al. 2013, beside their floors at the rates of the same run; then all
+workloads against what a user would pick instead. With `--small` both run at sizes that Triton's interpreter
+can do without a GPU, to see that they run: `TRITON_INTERPRET=1 python tests/performance/gpu.py --device cpu --small`.
+"""
+
+import argparse
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+
+import torch  # noqa: E402 # the paths come first
+from contenders import (  # noqa: E402
+    Baal,
+    Contender,
+    HandFolded,
+    HandLoop,
+    Moments,
+    Thinnet,
+    TorchUncertainty,
+    peer_versions,
+    ready,
+)
+from devices import Machine, finished  # noqa: E402
+from judge import Judge  # noqa: E402
+from report import geometric, head, line  # noqa: E402
+from timing import medians_s, metered  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from workloads import WORKLOADS, Workload, small_mlp  # noqa: E402
+
+from service.dropout import DropConnectLinear  # noqa: E402
+from service.graph import kernels  # noqa: E402
+from service.graph.forms import path_on  # noqa: E402
+from service.repository import check_device  # noqa: E402
+
+_ROWS = (1, 64, 1024)
+
+
+@dataclass(frozen=True)
+class OnDevice(Workload):
+    """A workload whose network and inputs are on a device."""
+
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 # it never changes
+
+    @staticmethod
+    def of(workload: Workload, device: torch.device) -> "OnDevice":
+        """Move a workload."""
+        return OnDevice(**{each.name: getattr(workload, each.name) for each in fields(workload)}, device=device)
+
+    def build(self) -> nn.Module:
+        """Make the network there."""
+        return super().build().to(self.device)
+
+    def inputs(self, rows: int) -> Tensor:
+        """Return the rows there."""
+        return super().inputs(rows).to(self.device)
+
+
+class Compiled(HandFolded):
+    """The hand-folded network through `torch.compile`."""
+
+    name = "hand-folded, compiled"
+    compiles = True
+    backend = "inductor"
+
+    def __init__(self, workload: Workload) -> None:
+        """Compile the network."""
+        super().__init__(workload)
+        self.network = torch.compile(self.network, backend=self.backend)
+
+
+class CompiledBriefly(Compiled):
+    """The same through the backend that generates nothing."""
+
+    backend = "eager"
+
+
+def small_dropconnect(sampled: bool) -> nn.Sequential:
+    """Return a network that the interpreter runs soon."""
+    return nn.Sequential(DropConnectLinear(6, 9, sampled=sampled), nn.ReLU(), DropConnectLinear(9, 2, sampled=sampled))
+
+
+SMALL = (
+    Workload("MLP 13-50-1", small_mlp, (13,), (1, 3), 20, 2),
+    Workload("DropConnect, masks", lambda: small_dropconnect(False), (6,), (3,), 20),
+    Workload("DropConnect, sampled", lambda: small_dropconnect(True), (6,), (3,), 20),
+)
+
+
+def kernel_lines(machine: Machine, small: bool) -> list[str]:
+    """Return the table of DropConnect's kernels, or why there is none."""
+    if why := kernels.refusal(machine.device):
+        return [f"No kernels on {machine.device}: {why}"]
+    from wan import Layer  # it takes Triton
+
+    layer = Layer(machine, small)
+    made = [layer.exact(p, own) for own in (True, False) for p in (0.5, 0.25, 0.3)] + [layer.sampled(0.5)]
+    columns = ("kernel", "µs", "plain product, µs", "× of it", "floor, µs", "× of it", "error")
+    return [
+        *head(columns),
+        *(
+            line(
+                [
+                    *(each.name, f"{each.seconds * 1e6:.1f}", f"{each.product_s * 1e6:.1f}"),
+                    *(f"{each.seconds / each.product_s:.2f}", f"{each.floor_s * 1e6:.1f}"),
+                    *(f"{each.seconds / each.floor_s:.2f}", f"{each.error:.1e}"),
+                ]
+            )
+            for each in made
+        ),
+    ]
+
+
+def measure(
+    workload: OnDevice, rows: int, rounds: int, peers: Sequence[type[Contender]]
+) -> dict[str, tuple[float, str]]:
+    """Return what each contender takes, and what is wrong with its answer."""
+    x, judged, last_s = workload.inputs(rows), {}, {}
+    judge, works = Judge.of(workload, x), {}
+    for name, run in ready(workload, (Thinnet, *peers)).items():
+        work = finished(lambda run=run: run(x), workload.device)
+        try:
+            if run.compiles:
+                work()
+            first = metered(work)
+        except torch.OutOfMemoryError:
+            judged[name] = (math.inf, "out of memory")
+            continue
+        answer: Moments = first.answer  # type: ignore[assignment] # a contender's
+        works[name], last_s[name], judged[name] = work, first.seconds, (0.0, judge.fault(answer))
+    medians = medians_s(works, last_s, rounds)
+    return {name: (medians.get(name, taken), fault) for name, (taken, fault) in judged.items()}
+
+
+def workload_line(workload: OnDevice, rows: int, found: dict[str, tuple[float, str]], names: Sequence[str]) -> str:
+    """Return a line of the table: thinnet's time, then how many times as long each other took."""
+    ours, fault = found[Thinnet.name]
+    cells = [workload.name, str(rows), str(workload.passes), f"{ours * 1e3:.2f}{' wrong' if fault else ''}"]
+    for name in names:
+        taken, wrong = found.get(name, (math.nan, ""))
+        cells.append("-" if math.isnan(taken) else f"{taken / ours:.2f}" + (f" {wrong}" if wrong else ""))
+    return line([*cells, f"{best_peer_s(found) / ours:.2f}"])
+
+
+def best_peer_s(found: dict[str, tuple[float, str]]) -> float:
+    """Return what the fastest right peer took."""
+    right = [taken for name, (taken, fault) in found.items() if name != Thinnet.name and not fault]
+    return min(right, default=math.nan)
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+    parser.add_argument("--only", default="", help="workloads whose name holds this")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each contender has its turn")
+    parser.add_argument("--small", action="store_true", help="sizes for the interpreter")
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")  # torch.export's own deprecations
+    device = check_device(asked.device)
+    if asked.small:
+        kernels.DEVICES.add(device.type)
+    machine = Machine.measured(device, asked.small)
+    print(f"{peer_versions()}; {machine}\nDropConnect on {device}: {path_on(device)}\n", flush=True)
+    print(*kernel_lines(machine, asked.small), "", sep="\n", flush=True)
+    peers = (HandLoop, HandFolded, CompiledBriefly if asked.small else Compiled, Baal, TorchUncertainty)
+    names, ratios = [each.name for each in peers], []
+    columns = ("workload", "rows", "passes", "thinnet, ms", *(f"{name}, ×" for name in names), "best right peer, ×")
+    print(*head(columns), sep="\n")
+    for workload in SMALL if asked.small else WORKLOADS:
+        for rows in (workload.rows if asked.small else _ROWS) if asked.only in workload.name else ():
+            moved = OnDevice.of(workload, device)
+            found = measure(moved, rows, asked.rounds, peers)
+            ratios.append(best_peer_s(found) / found[Thinnet.name][0])
+            print(workload_line(moved, rows, found, names), flush=True)
+    print(f"\nGeometric mean of the best right peer: {geometric(ratios):.2f}×")
+    print(f"At the end: {Machine.measured(device, asked.small)}")
+
+
+if __name__ == "__main__":
+    main()
