@@ -101,8 +101,15 @@ def assert_equal(target: Path, expected: pa.Table) -> None:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)
 
 
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it is gone, or about to be
+        return ""
+
+
 def kill_an_actor() -> None:
-    actors = [each for each in psutil.Process().children(recursive=True) if "MapWorker" in " ".join(each.cmdline())]
+    actors = [each for each in psutil.Process().children(recursive=True) if "MapWorker" in title(each)]
     assert actors
     actors[0].kill()
 
@@ -110,8 +117,7 @@ def kill_an_actor() -> None:
 def kill_every_process_that_works() -> None:
     """Kill the actors, and the tasks that read."""
     for each in psutil.Process().children(recursive=True):
-        title = " ".join(each.cmdline())
-        if "MapWorker" in title or "ReadBlocks" in title:
+        if any(what in title(each) for what in ("MapWorker", "ReadBlocks")):
             each.kill()
 
 
