@@ -20,6 +20,7 @@ class Question:
         noise: For each output, whether the observation noise is `known` or `unknown`.
         notes: What the caller should know of how it is served.
         model: Whose it is, where several models are asked.
+        most_rows: How many rows like its own can run together, as `served` found out; 0 where nobody has.
     """
 
     run: Run
@@ -27,6 +28,7 @@ class Question:
     noise: Mapping[str, str]
     notes: tuple[str, ...] = ()
     model: str = ""
+    most_rows: int = 0
 
     @cached_property
     def rows(self) -> int:
@@ -54,18 +56,15 @@ class Question:
         ask = self.part.ask
         return None if self.run.couples_rows else (self.kind, ask.seed, ask.estimator)
 
-    @cached_property
-    def most_rows(self) -> int:
-        """How many rows like its own can run together."""
-        return self.run.rows_together(self.part)
-
     def fits(self, others: Sequence["Question"]) -> bool:
         """Tell whether it can run together with others of its key."""
-        return sum(each.rows for each in others) + self.rows <= self.most_rows
+        most = self.most_rows or self.run.rows_together(self.part)
+        return sum(each.rows for each in others) + self.rows <= most
 
     def served(self, model: str, step: Step) -> "Question":
-        """Return it as one of a model's that lets others have their turn after each step."""
-        return replace(self, model=model, run=replace(self.run, step=step))
+        """Return it as one of a model's that lets others have their turn after each step, what it needs measured."""
+        run = replace(self.run, step=step)
+        return replace(self, model=model, run=run, most_rows=run.rows_together(self.part))
 
     def waited_for(self, is_wanted: Callable[[], bool]) -> "Question":
         """Return it as one that is given up once nobody waits for it."""

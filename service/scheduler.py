@@ -4,7 +4,8 @@ A job waits until the thread is free; jobs of one key that wait then and cost ab
 holds what queued while the last one worked and nobody waits on purpose. Cheaper jobs come first; of those that cost
 about as much, the one that came first: a long run is set aside between two of its steps, and equal ones are done in
 turn instead of all at once. Costs of an order of magnitude that have had no step for a while get one, so none starves.
-Who runs with others is answered once its own steps are done.
+Who runs with others is answered once its own steps are done. What takes less than waking a thread may be done in the
+thread that submits it; whoever steps has the turn, so that there is one step at a time.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from service.job import Job, Result, Steps, Work, level_of
 _log = logging.getLogger("thinnet")
 _AGE_S = 1.0
 _LOOK_S = 0.02
-_LEAST_S, _LITTLE_S = 1e-3, 1e-2  # a job, and all together, that cost no more than to wake a thread and be woken
+_LITTLE_S, _ALL_LITTLE_S = 1e-3, 1e-2  # a job, and all together, that cost no more than to wake a thread and be woken
 _LEAST_WAIT_S = 1.0
 
 
@@ -52,7 +53,7 @@ class _Run(Generic[Result]):
 
 
 class Scheduler(Generic[Result]):
-    """One thread that steps through runs.
+    """One step of a run at a time, in a thread of its own but for what is little.
 
     Args:
         start: Makes the steps of a run from its jobs; they lead to a result for each that is not given up.
@@ -141,7 +142,9 @@ class Scheduler(Generic[Result]):
 
     def _is_little(self) -> bool:
         waiting = list(self._waiting)
-        return not self._active and self._accepted_s <= _LITTLE_S and all(job.cost_s <= _LEAST_S for job in waiting)
+        return (
+            not self._active and self._accepted_s <= _ALL_LITTLE_S and all(job.cost_s <= _LITTLE_S for job in waiting)
+        )
 
     def check_room(self) -> None:
         """Check that a job as short as the shortest that waits would be accepted now.

@@ -141,9 +141,7 @@ class Serving:
         self._check_limits(rows, prepared.passes)
         question = call.predictor.question(inputs, asked, prepared)
         step = Step(self.costs.row_passes_in(_STEP_S, question), _STEP_S)
-        served = question.served(call.card.name, step)
-        assert served.most_rows, "measured here, not while the scheduler is held"
-        return served
+        return question.served(call.card.name, step)
 
     def _check_limits(self, rows: int, passes: int) -> None:
         settings = self.settings

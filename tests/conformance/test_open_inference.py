@@ -96,6 +96,12 @@ def test_metadata_says_which_version_it_describes_and_tells_networks_apart(clien
     assert first["operations"] > 0
 
 
+def test_a_version_may_be_named_in_the_query_too_as_the_document_says(client: TestClient) -> None:
+    assert client.get("/v2/models/line?version=1").json()["version"] == "1"
+    assert client.get("/v2/models/line").json()["version"] == "2"
+    assert client.get("/v2/models/line?version=9").status_code == 404
+
+
 def test_products_in_bfloat16_are_a_parameter(client: TestClient) -> None:
     found = infer(client, parameters={"precision": "bfloat16"}).json()
     ours = client.post("/predict", json={"model": "line", "inputs": ROWS, "precision": "bfloat16"}).json()
