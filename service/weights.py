@@ -86,7 +86,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
     except ImportError as error:
         raise InvalidWeights(
-            f"{path} is a safetensors file and the package to read it is not installed; pip install 'thinnet[export]'"
+            f"{path} is a safetensors file and the package to read it is not installed; pip install safetensors"
         ) from error
     try:
         return load_file(path)

@@ -36,7 +36,7 @@ def test_it_says_how_each_models_passes_run(
     [
         ("cpu", {"cuda"}, True, "masks are packed until they are multiplied; no kernels: they serve cuda, not cpu"),
         ("cpu", {"cpu"}, True, "kernels: masks and normals are made in registers, inside the product"),
-        ("cpu", {"cpu"}, False, "no kernels: triton is not installed; pip install 'thinnet[gpu]'"),
+        ("cpu", {"cpu"}, False, "no kernels: triton is not installed; pip install triton"),
     ],
 )
 def test_it_says_which_path_dropconnect_takes_and_why(

@@ -132,7 +132,7 @@ def test_safetensors_without_its_package_names_the_install_command(
     save_file(state, tmp_path / "net.safetensors")
     monkeypatch.setitem(sys.modules, "safetensors", None)
 
-    with pytest.raises(InvalidWeights, match=r"pip install 'thinnet\[export\]'"):
+    with pytest.raises(InvalidWeights, match=r"pip install safetensors"):
         read_weights(tmp_path / "net.safetensors")
 
 

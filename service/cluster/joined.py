@@ -45,7 +45,7 @@ def need_ray() -> None:
     """
     os.environ |= _QUIET
     if importlib.util.find_spec("ray") is None:
-        raise NotReady("engine ray needs Ray, which is not installed; pip install 'thinnet[ray]'")
+        raise NotReady("engine ray needs Ray, which is not installed; pip install 'ray[serve,data]'")
 
 
 @contextmanager

@@ -32,7 +32,7 @@ class ImageSource:
 
     def __init__(self, place: Path, files: tuple[Path, ...], spec: Input) -> None:
         if find_spec("PIL") is None:
-            raise InvalidInput(f"{place}: images are read by Pillow, which is not here; `pip install thinnet[images]`")
+            raise InvalidInput(f"{place}: images are read by Pillow, which is not here; `pip install pillow`")
         self.place, self.files = place, files
         self._spec, self._limits = spec, Limits.of(spec.dtype)
         self._is_first, self._mode, self._size = _layout(place, spec)

@@ -96,5 +96,5 @@ def test_a_ray_that_does_not_answer_is_told_in_seconds(monkeypatch: pytest.Monke
 
 def test_without_ray_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(NotReady, match=r"pip install 'thinnet\[ray\]'"):
+    with pytest.raises(NotReady, match=r"pip install 'ray\[serve,data\]'"):
         run(Settings(engine="ray", port=0))

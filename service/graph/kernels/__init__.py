@@ -24,5 +24,5 @@ def refusal(device: torch.device) -> str | None:
     if device.type not in DEVICES:
         return f"they serve {' and '.join(sorted(DEVICES))}, not {device.type}"
     if find_spec("triton") is None:
-        return "triton is not installed; pip install 'thinnet[gpu]'"
+        return "triton is not installed; pip install triton"
     return None

@@ -156,7 +156,7 @@ def test_without_triton_or_on_another_device_it_says_why(monkeypatch: pytest.Mon
 
     assert of_another == ("a.weight, c.weight: plain products stand in for kernels: they serve cuda, not mps",)
     (note,) = plain_products(torch.device("cuda"), drawn)
-    assert note.endswith("stand in for kernels: triton is not installed; pip install 'thinnet[gpu]'")
+    assert note.endswith("stand in for kernels: triton is not installed; pip install triton")
     assert plain_products(torch.device("cuda"), [("b", Bernoulli())]) == ()
 
 
