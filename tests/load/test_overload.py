@@ -20,6 +20,7 @@ from sizes import Sizes
 TIMES = 10
 MOST_PER_S = 20  # what can be served, so that ten times that is little work for the caller
 SEEDS = 8  # questions that may not all run together
+CALLERS = 4  # so few that none is refused while what can be served is measured
 NORMAL_S, LOST_S = 2.0, 30.0
 PROBE_S = 0.05
 WAIT_S = "1"  # what callers accept to wait: what is queued at the end of an overload delays who comes next
@@ -81,7 +82,7 @@ async def _what_takes_long(calls: aiohttp.ClientSession) -> tuple[list[Ask], flo
         turn = cycle(asks)
         for ask in asks:
             await call(calls, ask)
-        answers = await for_a_while(calls, lambda turn=turn: next(turn), 16, 3.0)  # type: ignore[misc] # bound now
+        answers = await for_a_while(calls, lambda turn=turn: next(turn), CALLERS, 3.0)  # type: ignore[misc] # bound now
         began, ended = min(each.at_s for each in answers), max(each.at_s + each.took_s for each in answers)
         per_second = sum(each.status == 200 for each in answers) / (ended - began)
         if per_second <= MOST_PER_S or passes >= 8000:
