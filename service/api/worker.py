@@ -16,16 +16,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import anyio.to_thread
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.heartbeats import Pulse, State
+from service.api.spare import give_back
 from service.api.supervisor import RETIRE
 from service.scheduler import Scheduler
 
 BACKLOG = 2048
 _ATTACH_FILTER = 26  # SO_ATTACH_FILTER of Linux
 _BEAT_S, _LOOK_S, _HANDSHAKE_S, _IDLE_S = 0.25, 0.02, 0.2, 1.0
+_SPARE_S = 10.0  # how often memory is given back: it takes milliseconds, and as much to have the pages anew
 _REFUSE, _CUT = 0.8, 0.9  # of drain_s: then what is not done is refused; then it is cut, and the rest is for the end
 
 
@@ -72,7 +75,7 @@ class Worker(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or []:
             listener.listen(BACKLOG)  # asyncio takes one at a time, so that workers share; the kernel holds the others
-        self._beats = asyncio.create_task(self._beat())
+        self._beside = [asyncio.create_task(self._beat()), asyncio.create_task(self._spare())]
         self._pulse.mark(State.READY)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -90,7 +93,8 @@ class Worker(uvicorn.Server):
         await self._let_go(began + self._drain_s * _CUT)
         refusing.cancel()
         await self.lifespan.shutdown()
-        self._beats.cancel()
+        for task in self._beside:
+            task.cancel()
 
     def _end(self, refuses: bool) -> None:
         self.should_exit = True
@@ -103,6 +107,11 @@ class Worker(uvicorn.Server):
             if os.getppid() != self._parent:
                 self._end(True)  # nobody is left who would
             await asyncio.sleep(_BEAT_S)
+
+    async def _spare(self) -> None:
+        while True:
+            await asyncio.sleep(_SPARE_S)
+            await anyio.to_thread.run_sync(give_back)
 
     async def _take_waiting(self, listeners: list[socket.socket]) -> None:
         """Accept what the kernel has accepted, or is about to: whoever waits there would be cut off."""
