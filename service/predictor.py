@@ -203,9 +203,9 @@ class Predictor:
         """
         return self._preparation.of(asked, self.variant, self._own_passes)
 
-    def is_prepared(self, asked: Asked) -> bool:
-        """Tell whether a question can be made at once."""
-        return self._preparation.find(asked, self.variant, self._own_passes) is not None
+    def found(self, asked: Asked) -> Prepared | None:
+        """Return what `prepared` does where it is there already, so that the question can be made at once."""
+        return self._preparation.find(asked, self.variant, self._own_passes)
 
     def warm_up(self) -> None:
         """Run passes of the default plan, where it has any, so that the first call finds all prepared."""

@@ -1,8 +1,7 @@
 """A caller's checked request of a plan, and several of them answered by one run; it does not know how it was sent."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 
 from service.job import Result, Steps
 from service.prediction import Prediction, unfinite_rows
@@ -10,7 +9,7 @@ from service.run import Answers, Part, Run, Step
 from service.tolerance import unsettled_rows
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Question:
     """A request of a predictor, everything about it checked.
 
@@ -20,7 +19,9 @@ class Question:
         noise: For each output, whether the observation noise is `known` or `unknown`.
         notes: What the caller should know of how it is served.
         model: Whose it is, where several models are asked.
-        most_rows: How many rows like its own can run together, as `served` found out; 0 where nobody has.
+        step: How much of it runs before others get their turn; None where nobody else waits.
+        most_rows: How many rows like its own can run together, as `serve` found out; 0 where nobody has.
+        kind: What its cost for each row and pass depends on.
     """
 
     run: Run
@@ -28,9 +29,15 @@ class Question:
     noise: Mapping[str, str]
     notes: tuple[str, ...] = ()
     model: str = ""
+    step: Step | None = None
     most_rows: int = 0
+    kind: Hashable = field(init=False)
 
-    @cached_property
+    def __post_init__(self) -> None:
+        lengths = tuple((x.shape[1:], x.dtype) for x in self.part.tensors)
+        self.kind = id(self.run.compiled), lengths, self.part.ask.per_row
+
+    @property
     def rows(self) -> int:
         """How many rows it has."""
         return self.part.rows
@@ -45,12 +52,7 @@ class Question:
         """The relative standard error of a row's variances at which its passes end."""
         return self.part.ask.tolerance
 
-    @cached_property
-    def kind(self) -> Hashable:
-        """What its cost for each row and pass depends on."""
-        return id(self.run.compiled), self._lengths(), self.part.ask.per_row
-
-    @cached_property
+    @property
     def key(self) -> Hashable | None:
         """What questions have in common that one run can answer; None where it is answered alone."""
         ask = self.part.ask
@@ -58,17 +60,17 @@ class Question:
 
     def fits(self, others: Sequence["Question"]) -> bool:
         """Tell whether it can run together with others of its key."""
-        most = self.most_rows or self.run.rows_together(self.part)
+        most = self.most_rows or self.run.rows_together(self.part, self.step)
         return sum(each.rows for each in others) + self.rows <= most
 
-    def served(self, model: str, step: Step) -> "Question":
-        """Return it as one of a model's that lets others have their turn after each step, what it needs measured."""
-        run = replace(self.run, step=step)
-        return replace(self, model=model, run=run, most_rows=run.rows_together(self.part))
+    def serve(self, model: str, step: Step) -> None:
+        """Make it one of a model's that lets others have their turn after each step, what it needs measured."""
+        self.model, self.step = model, step
+        self.most_rows = self.run.rows_together(self.part, step)
 
-    def waited_for(self, is_wanted: Callable[[], bool]) -> "Question":
-        """Return it as one that is given up once nobody waits for it."""
-        return replace(self, part=replace(self.part, is_wanted=is_wanted))
+    def wait_for(self, is_wanted: Callable[[], bool]) -> None:
+        """Make it one that is given up once nobody waits for it."""
+        self.part.is_wanted = is_wanted
 
     def prediction(self, answers: Answers) -> Prediction:
         """Return the answer made of its outputs' quantities."""
@@ -86,13 +88,10 @@ class Question:
         noisy = {output.name: answers[output.name] for output, reached in pairs if reached}
         return unsettled_rows(noisy, self.tolerance)
 
-    def _lengths(self) -> Hashable:
-        return tuple((x.shape[1:], x.dtype) for x in self.part.tensors)
-
 
 def together(questions: Sequence[Question]) -> Steps[Prediction]:
     """Answer questions of one key by one run, a chunk of passes a step, each once it has had its passes."""
-    for found in questions[0].run.steps([each.part for each in questions]):
+    for found in questions[0].run.steps([each.part for each in questions], questions[0].step):
         yield {place: questions[place].prediction(answers) for place, answers in found.items()}
 
 

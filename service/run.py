@@ -36,7 +36,7 @@ def _always() -> bool:
     return True
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Part:
     """Rows of one ask.
 
@@ -102,7 +102,6 @@ class Run:
         outputs: What its outputs mean.
         memory_bytes: A ceiling on what is held at once besides the inputs and the answer.
         couples_rows: Whether all rows must run together.
-        step: How much runs in a step, where others wait for it to end; None leaves it to memory and cache.
     """
 
     captured: Captured
@@ -110,9 +109,8 @@ class Run:
     outputs: Sequence[Output]
     memory_bytes: int
     couples_rows: bool
-    step: Step | None = None
 
-    def rows_together(self, part: Part) -> int:
+    def rows_together(self, part: Part, step: Step | None) -> int:
         """Return how many rows like a part's run together: as many as fit into memory, one pass of them at least."""
         footprint = self.compiled.footprint(part.tensors, part.ask.per_row)
         suffix, around = footprint.suffix, footprint.around
@@ -120,7 +118,7 @@ class Run:
         free = self.memory_bytes - suffix.fixed - around.fixed
         if self.couples_rows:
             return part.rows
-        return max(1, min(free // row, self.step.row_passes if self.step else free))
+        return max(1, min(free // row, step.row_passes if step else free))
 
     def check_samples(self, part: Part) -> None:
         """Check that what must be kept of every pass fits into memory.
@@ -139,17 +137,18 @@ class Run:
                 f"passes, past the limit of {self.memory_bytes}; ask for fewer rows or passes"
             )
 
-    def steps(self, parts: Sequence[Part]) -> Steps[Answers]:
+    def steps(self, parts: Sequence[Part], step: Step | None) -> Steps[Answers]:
         """Run the passes, a chunk a step; give a part's quantities by output, [B, …] each, once it has had its passes.
 
         Args:
             parts: Of asks that agree in seed, scope and estimator; several fit together into one block.
+            step: How much runs in a step, where others wait for it to end; None leaves it to memory and cache.
 
         Raises:
             InvalidInput: The network computes places from an input that are not in its table.
         """
         try:
-            yield from self._steps(parts)
+            yield from self._steps(parts, step)
         except IndexError as error:
             if _OUTSIDE not in str(error):
                 raise
@@ -157,19 +156,19 @@ class Run:
                 "the network looks up numbers of the inputs in a table that is shorter; give smaller ones, none below 0"
             ) from None
 
-    def _steps(self, parts: Sequence[Part]) -> Steps[Answers]:
+    def _steps(self, parts: Sequence[Part], step: Step | None) -> Steps[Answers]:
         footprint = self.compiled.footprint(parts[0].tensors, parts[0].ask.per_row)
         if len(parts) == 1:
-            yield from self._in_blocks(parts[0], footprint)
+            yield from self._in_blocks(parts[0], footprint, step)
             return
-        for found in _Block(self, footprint, parts).steps():
+        for found in _Block(self, footprint, parts, step).steps():
             yield {place: self._named(each) for place, each in found.items()}
 
-    def _in_blocks(self, part: Part, footprint: Footprint) -> Steps[Answers]:
-        size, blocks = self.rows_together(part), list[Quantities]()
+    def _in_blocks(self, part: Part, footprint: Footprint, step: Step | None) -> Steps[Answers]:
+        size, blocks = self.rows_together(part, step), list[Quantities]()
         for at in range(0, part.rows, size):
             own = part if size >= part.rows else part.block(at, size)
-            for found in _Block(self, footprint, [own]).steps():
+            for found in _Block(self, footprint, [own], step).steps():
                 blocks += found.values()
                 yield {0: self._named(_joined(blocks))} if len(blocks) * size >= part.rows else {}
             if len(blocks) * size <= at:
@@ -226,10 +225,11 @@ class _Block:
         run: The plan.
         footprint: What it needs.
         parts: The rows.
+        step: How much runs in a step.
     """
 
-    def __init__(self, run: Run, footprint: Footprint, parts: Sequence[Part]) -> None:
-        self.run, self.footprint, self.ask = run, footprint, parts[0].ask
+    def __init__(self, run: Run, footprint: Footprint, parts: Sequence[Part], step: Step | None) -> None:
+        self.run, self.footprint, self.step, self.ask = run, footprint, step, parts[0].ask
         rules: dict[tuple[Any, ...], list[int]] = {}
         for place, part in enumerate(parts):
             rules.setdefault(part.rule, []).append(place)
@@ -257,8 +257,8 @@ class _Block:
         """Run the next passes and return how many have run."""
         shapes = [tuple(each.shape) for each in self.tensors]
         began, chunk = perf_counter(), self.run.chunk(self.footprint, shapes, self.ask.per_row)
-        if self.run.step:
-            chunk = min(chunk, self.run.step.passes(shapes[0][0], self.before))
+        if self.step:
+            chunk = min(chunk, self.step.passes(shapes[0][0], self.before))
         until = min(first + chunk, *(group.stop for group in self.groups))
         by_output = self.run.by_output(self.values, shapes, Draw(self.ask.seed, first, until - first, self.rows))
         at = 0

@@ -20,9 +20,9 @@ def predictor() -> Predictor:
 
 def test_a_kind_is_prepared_once_whatever_the_seed_and_the_rows_offset(predictor: Predictor) -> None:
     asked = Asked(passes=20, seed=1)
-    assert not predictor.is_prepared(asked)
+    assert predictor.found(asked) is None
     first = predictor.prepared(asked)
-    assert predictor.is_prepared(asked)
+    assert predictor.found(asked) is predictor.prepared(asked)
     assert predictor.prepared(replace(asked, seed=2, row_offset=7)) is first
 
 
@@ -65,4 +65,4 @@ def test_a_plan_that_had_to_go_is_held_by_no_kind(predictor: Predictor, monkeypa
     asked = [Asked(p=rate) for rate in (0.1, 0.2, 0.3)]
     for each in asked:
         predictor.prepared(each)
-    assert [predictor.is_prepared(each) for each in asked] == [False, True, True]
+    assert [predictor.found(each) is not None for each in asked] == [False, True, True]

@@ -90,9 +90,10 @@ def test_those_who_leave_change_nothing_for_the_others(gone: Sequence[int]) -> N
     def still() -> bool:
         return stepped < 1
 
-    mixed = [each.waited_for(still) if index in gone else each for index, each in enumerate(several)]
+    for index in gone:
+        several[index].wait_for(still)
     answers = {}
-    for found in together(mixed):
+    for found in together(several):
         answers |= found
         stepped += 1
 
@@ -103,8 +104,9 @@ def test_those_who_leave_change_nothing_for_the_others(gone: Sequence[int]) -> N
 
 def test_each_is_answered_once_it_has_had_its_passes() -> None:
     several = questions(classifier(), {})
-    step = Step(128, 10.0)  # the first steps hold less than the least asks for
-    answered = list(together([each.served("", step) for each in several]))
+    for each in several:
+        each.serve("", Step(128, 10.0))  # the first steps hold less than the least asks for
+    answered = list(together(several))
     order = [place for found in answered for place in found]
     passes = [each.passes for found in answered for each in found.values()]
 
@@ -118,14 +120,16 @@ def test_each_is_answered_once_it_has_had_its_passes() -> None:
 def test_nothing_runs_once_everybody_has_left() -> None:
     asked = classifier().question(rows(3, 1), Asked(passes=10_000, quantities=["samples"], memory_bytes=1 << 28))
     small = replace(asked, run=replace(asked.run, memory_bytes=1 << 16))
-    steps = together([small.waited_for(lambda: False)])
+    small.wait_for(lambda: False)
+    steps = together([small])
     next(steps)
     assert finished(steps) == {}
 
 
 def test_rows_run_in_blocks_of_the_size_allowed_and_say_the_same() -> None:
     whole = classifier().question(rows(50, 1), Asked(passes=30))
-    parts = whole.served("", Step(7, 10.0))
+    parts = classifier().question(rows(50, 1), Asked(passes=30))
+    parts.serve("", Step(7, 10.0))
 
     same(finished(together([parts]))[0], finished(together([whole]))[0])
     assert not parts.fits([parts])
@@ -133,7 +137,8 @@ def test_rows_run_in_blocks_of_the_size_allowed_and_say_the_same() -> None:
 
 
 def test_a_step_of_passes_is_as_long_as_it_may_be() -> None:
-    asked = classifier().question(rows(50, 1), Asked(passes=4000)).served("", Step(100, 0.002))
+    asked = classifier().question(rows(50, 1), Asked(passes=4000))
+    asked.serve("", Step(100, 0.002))
     took, steps = [], together([asked])
     while True:
         began = time.perf_counter()

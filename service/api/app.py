@@ -5,6 +5,7 @@ from fastapi.responses import RedirectResponse
 
 from service import __version__
 from service.api import docs, docs_page, faults, limits, open_inference, ops, predict
+from service.api.direct import Express
 from service.api.envelope import Envelope
 from service.api.exposure import keys_of
 from service.api.guard import Guard
@@ -59,6 +60,8 @@ def create_app(
     docs.install(app, repository, keyed=bool(keys))
     docs_page.install(app)
     app.add_api_route("/", _root, include_in_schema=False)
+    if not settings.telemetry:  # which is FastAPI's, around its routes
+        app.add_middleware(Express, routes=app.router.routes)
     app.add_middleware(Guard, settings=settings, keys=keys)
     app.add_middleware(Observed, metrics=app.state.metrics)
     app.add_middleware(Envelope)  # added last, so that it is around all others

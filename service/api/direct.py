@@ -1,15 +1,17 @@
-"""A route that calls its endpoint and nothing else; it does not know what is asked.
+"""Routes that call their endpoint and nothing else, and a short way to them; it does not know what is asked.
 
-FastAPI describes such a route as any other. To find out anew for each request what an endpoint's parameters are takes
-it longer than a small network takes to answer.
+FastAPI describes such a route as any other. What it puts around an endpoint, to find out anew for each request what its
+parameters are and to end what they began, takes longer than a small network takes to answer.
 """
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Iterable
 from inspect import signature
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class Direct(APIRoute):
@@ -18,16 +20,39 @@ class Direct(APIRoute):
     It may take `request`, and text by the names that the path has, or else the query.
     """
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return what answers a request."""
-        endpoint, names = self.endpoint, set(signature(self.endpoint).parameters)
-        takes_request, queried = "request" in names, names - {"request"} - set(self.param_convertors)
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        names = set(signature(self.endpoint).parameters)
+        self._takes_request, self._queried = "request" in names, names - {"request"} - set(self.param_convertors)
+        self.app = self._serve
 
-        async def handle(request: Request) -> Response:
-            given: dict[str, Any] = {"request": request} if takes_request else {}
-            if queried and request.scope["query_string"]:
-                given |= {name: request.query_params[name] for name in queried if name in request.query_params}
-            response: Response = await endpoint(**given, **request.path_params)
-            return response
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
+        given: dict[str, Any] = {"request": request} if self._takes_request else {}
+        if self._queried and scope["query_string"]:
+            given |= {name: request.query_params[name] for name in self._queried if name in request.query_params}
+        response: Response = await self.endpoint(**given, **scope["path_params"])
+        await response(scope, receive, send)
 
-        return handle
+
+class Express:
+    """Take requests to some routes past everything that FastAPI has between its middleware and them.
+
+    Args:
+        app: What answers all other requests.
+        routes: The application's; those that are direct and posted to are taken.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
+        self._app = app
+        self._routes = [route for route in routes if isinstance(route, Direct) and "POST" in route.methods]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one exchange."""
+        for route in self._routes if scope["type"] == "http" else ():
+            match, found = route.matches(scope)
+            if match is Match.FULL:
+                scope.update(found)
+                await route.app(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

@@ -27,6 +27,14 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _internal)
 
 
+def named_fault(scope: Scope, error: ThinnetError) -> Response:
+    """Note why a request fails, log what is the model's own fault, and return the answer."""
+    scope.setdefault("state", {})["reason"] = reason_of(type(error).__name__)
+    if isinstance(error, ModelFault):
+        _log.error("%s %s: %s (%s)", scope["method"], scope["path"], error, request_id(scope))
+    return answer_to(error)
+
+
 def answer_to(error: ThinnetError) -> Response:
     """Return the answer to a fault that thinnet names."""
     told = public(str(error)) if isinstance(error, (ModelFault, NotReady)) else str(error)
@@ -61,10 +69,7 @@ def reason_of(fault: str) -> str:
 
 async def _ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, ThinnetError)
-    request.state.reason = reason_of(type(error).__name__)
-    if isinstance(error, ModelFault):
-        _log.error("%s %s: %s (%s)", request.method, request.url.path, error, request_id(request.scope))
-    return answer_to(error)
+    return named_fault(request.scope, error)
 
 
 async def _http(request: Request, error: Exception) -> Response:

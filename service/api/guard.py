@@ -6,7 +6,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.bodies import Held, Hold
-from service.api.faults import answer_to, internal_fault, reason_of
+from service.api.faults import internal_fault, named_fault
 from service.api.keys import ANONYMOUS, Keys
 from service.errors import HeadersTooLarge, Overloaded, TargetTooLong, ThinnetError, TooSlow
 from service.settings import Settings
@@ -55,8 +55,7 @@ class Guard:
         try:
             await self._admit(scope, receive, send_noted)
         except ThinnetError as error:
-            state["reason"] = reason_of(type(error).__name__)
-            await answer_to(error)(scope, receive, send)
+            await named_fault(scope, error)(scope, receive, send)
         except ClientDisconnect:
             state["reason"] = "client_gone"  # nobody is there to be told
         except Exception as error:

@@ -19,6 +19,7 @@ from service.folder import Card
 from service.job import Job, Steps
 from service.prediction import Prediction
 from service.predictor import Predictor
+from service.prepared import Prepared
 from service.question import Question, together
 from service.repository import Repository
 from service.run import Step
@@ -100,8 +101,8 @@ class Serving:
             DeadlineExceeded: Its time is over.
         """
         asked = self._asked(call)
-        is_ready = call.is_small and call.predictor.is_prepared(asked)
-        question = await aside(is_ready, self._question, call, asked)
+        prepared = call.predictor.found(asked) if call.is_small else None
+        question = await aside(prepared is not None, self._question, call, asked, prepared)
         cost_s = self.costs.of(question)
         if call.asked.dry_run:
             return json_answer(self._estimate(call, question, cost_s))
@@ -133,15 +134,16 @@ class Serving:
             own["passes"] = self.settings.max_passes
         return Asked(**own, memory_bytes=self.settings.memory_bytes)
 
-    def _question(self, call: Call, asked: Asked) -> Question:
+    def _question(self, call: Call, asked: Asked, prepared: Prepared | None) -> Question:
         """Return what is asked, checked against the limits before anything is made of it."""
         inputs = call.inputs()
         rows = max((len(each) for each in inputs.values() if getattr(each, "ndim", 0)), default=0)
-        prepared = call.predictor.prepared(asked)
+        prepared = prepared or call.predictor.prepared(asked)
         self._check_limits(rows, prepared.passes)
         question = call.predictor.question(inputs, asked, prepared)
         step = Step(self.costs.row_passes_in(_STEP_S, question), _STEP_S)
-        return question.served(call.card.name, step)
+        question.serve(call.card.name, step)
+        return question
 
     def _check_limits(self, rows: int, passes: int) -> None:
         settings = self.settings
@@ -181,7 +183,9 @@ async def aside(is_quick: bool, work: Callable[..., _Result], *arguments: Any) -
 
 
 def _start(jobs: Sequence[Job[Prediction]]) -> Steps[Prediction]:
-    return together([job.work.waited_for(job.is_wanted) for job in jobs])
+    for job in jobs:
+        job.work.wait_for(job.is_wanted)
+    return together([job.work for job in jobs])
 
 
 def serving_of(request: Request) -> Serving:
