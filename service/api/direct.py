@@ -45,7 +45,7 @@ class Express:
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
         self._app = app
-        self._routes = [route for route in routes if isinstance(route, Direct) and "POST" in route.methods]
+        self._routes = [route for route in routes if isinstance(route, Direct) and "POST" in (route.methods or ())]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one exchange."""

@@ -5,7 +5,7 @@ is still in the cache is rectified. They give what the plain layers give, to rou
 For these operators torch has no vectorised form, so graphs that are vectorised stay as they are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -16,9 +16,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from service.graph.nodes import float_operand, is_tensor, node_operand, operand, value_of
 from service.graph.products import ScaledLinear
-from service.graph.tuned import HAS_ONEDNN, LEAST, linear, loosen_views, pair, tune
+from service.graph.tuned import HAS_ONEDNN, linear, loosen_views, pair, suits_onednn, tune
 
 _IMAGES = 4  # axes of a batch of images
+_SEVERAL = 8  # images that stand for any number of them but one
+_MOST_PACKED = 16  # forms of a weight that are kept: images of several sizes may come
 aten = torch.ops.aten
 _packed: Any = WeakTensorKeyDictionary()  # weight → {how it is used: the packed form}; all plans share it
 
@@ -38,7 +40,7 @@ class FixedLinear:
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Map x [..., I] to [..., O]."""
-        if x.numel() * weight.shape[0] < LEAST:
+        if not suits_onednn(x, weight):
             y = linear(x, weight, bias)
             return y.relu_() if self.rectifies else y
         then = "relu" if self.rectifies else "none"
@@ -93,22 +95,38 @@ class FixedConvolution:
         rectifies: bool = False,
     ) -> None:
         self.geometry, self.then = geometry, "relu" if rectifies else "none"
-        own, self.bias = (weight, bias) if norm is None else norm.put_into(weight, bias)
-        pack = torch.ops.mkldnn._reorder_convolution_weight.default
-        self.packed = _pack(weight, (geometry, norm), lambda: pack(own, *geometry, None))
+        self.bias = bias if norm is None else norm.put_into(weight, bias)[1]
+        self._weight, self._norm = weight, norm
         self.__name__ = "fixed_convolution"
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map x [B, I, H, W] to [B, O, H', W']."""
         images = x.contiguous(memory_format=torch.channels_last)
         convolution = torch.ops.mkldnn._convolution_pointwise.default
-        y: Tensor = convolution(images, self.packed, self.bias, *self.geometry, self.then, [], "")
+        y: Tensor = convolution(images, self.packed(x.shape), self.bias, *self.geometry, self.then, [], "")
         return y
 
+    def packed(self, shape: Sequence[int]) -> Tensor:
+        """Return the weight as images [B, I, H, W] of a size take it, one image by itself or several.
 
-def _pack(weight: Tensor, use: Any, pack: Callable[[], Any]) -> Any:
+        oneDNN may choose another algorithm for these, and to put a weight into another layout takes it up to hundreds
+        of times as long as the convolution.
+        """
+        size = [1 if shape[0] == 1 else _SEVERAL, *shape[1:]]
+        packed: Tensor = _pack(self._weight, (self.geometry, self._norm, *size), lambda: self._pack_for(size))
+        return packed
+
+    def _pack_for(self, size: list[int]) -> Tensor:
+        weight = self._weight if self._norm is None else self._norm.put_into(self._weight, None)[0]
+        packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight.default(weight, *self.geometry, size)
+        return packed
+
+
+def _pack(weight: Tensor, use: Hashable, pack: Callable[[], Any]) -> Any:
     made = _packed.setdefault(weight, {})
     if use not in made:
+        while len(made) >= _MOST_PACKED:
+            made.pop(next(iter(made)))
         with torch.inference_mode():
             made[use] = pack()
     return made[use]

@@ -2,8 +2,8 @@
 
 It does not know sites or plans. For one row and a small image torch's convolution unfolds the image and takes a narrow
 matrix product, and for a value whose axes stand in another order its linear layer takes a product for each entry of the
-first axis. Both take longer than the operator that it chooses for other inputs, and oneDNN's large products take less
-time than those that torch takes by default. None of this can be vectorised.
+first axis. Both take longer than the operator that it chooses for other inputs, and many of oneDNN's products take
+less time than those that torch takes by default. None of this can be vectorised.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 LEAST = 1 << 19  # multiplications of a product from which on oneDNN's call is worth what it costs
+_ROUND = (1, 3, 5, 25)  # times a power of two: numbers of rows that come again and again
 HAS_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call] # torch's
 _PAIR = 2
 aten = torch.ops.aten
@@ -36,12 +37,23 @@ def convolve(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return what `linear` returns for x [..., I]: as one product, by oneDNN if it is large."""
-    is_large = x.numel() * len(weight) >= LEAST
-    if HAS_ONEDNN and is_large and x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu":
+    """Return what `linear` returns for x [..., I]: as one product, by oneDNN where that is worth it."""
+    if x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and suits_onednn(x, weight):
         y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
         return y
     return F.linear(x if x.dim() <= _PAIR else x.contiguous(), weight, bias)
+
+
+def suits_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Tell whether x [..., I] times a weight [O, I] is a product that oneDNN should take.
+
+    It makes a program for each number of rows and keeps a thousand of them, half a megabyte each, and where requests
+    are put together as they come, any number comes.
+    """
+    if not HAS_ONEDNN or x.numel() * len(weight) < LEAST:
+        return False
+    rows = x.numel() // x.shape[-1]
+    return rows // (rows & -rows) in _ROUND
 
 
 def pair(sizes: Sequence[int]) -> tuple[int, ...]:

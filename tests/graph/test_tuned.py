@@ -1,10 +1,12 @@
 """Operators in another form give what the plain ones give, and stand where they are meant to."""
 
 import gc
+import timeit
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -153,9 +155,45 @@ def test_networks_run_on_them_with_one_copy_for_all_plans() -> None:
         return convolution, head
 
     predictor = Predictor.capture(Network(), torch.randn(2, 1, 6, 6))
-    for one, other in zip(layers(0.5), layers(0.1), strict=True):
-        assert one is not other
-        assert one.packed is other.packed
+    (body, head), (other_body, other_head) = layers(0.5), layers(0.1)
+    assert body is not other_body
+    assert head.packed is other_head.packed
+    assert body.packed((3, 1, 6, 6)) is other_body.packed((5, 1, 6, 6))
+
+
+@pytest.mark.parametrize("images", [1, 6])
+def test_a_packed_weight_is_in_the_layout_that_its_images_take(images: int) -> None:
+    """To reorder it for every product takes many times as long as the product: seen on processors without AVX-512."""
+    weight, x = torch.randn(256, 256, 3, 3), torch.randn(images, 256, 4, 4)
+    layer = FixedConvolution(weight, None, ((1, 1), (1, 1), (1, 1), 1))
+
+    def seconds(work: Callable[[], object]) -> float:
+        work()
+        return min(timeit.repeat(work, number=1, repeat=15))
+
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), F.conv2d(x, weight, padding=1), rtol=1e-4, atol=1e-3)
+        assert seconds(lambda: layer(x)) < 4 * seconds(lambda: F.conv2d(x, weight, padding=1))
+
+
+def test_few_forms_of_a_weight_are_kept() -> None:
+    layer = FixedConvolution(torch.randn(4, 4, 3, 3), None, ((0, 0), (1, 1), (1, 1), 1))
+    with torch.inference_mode():
+        for side in range(3, 60):
+            layer(torch.randn(2, 4, side, side))
+    assert len(fixed._packed[layer._weight]) == fixed._MOST_PACKED
+
+
+def test_any_number_of_rows_may_come_without_memory_for_each() -> None:
+    weight, x, own = torch.randn(512, 256), torch.randn(600, 256), psutil.Process()
+    layer = FixedLinear(weight)
+    with torch.inference_mode():
+        layer(x, weight)
+        before = own.memory_info().rss
+        for rows in range(1, 600):
+            layer(x[:rows], weight)
+            linear(x[:rows], weight)
+    assert own.memory_info().rss - before < 50_000_000
 
 
 def test_packed_weights_go_with_the_weight() -> None:
