@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from service.errors import InvalidQuantity
-from service.moments import Moments
+from service.moments import Moments, Spread
 from service.signature import Activation, Output, Task
 
 _MOMENTS = ("mean", "variance")
@@ -88,7 +88,8 @@ class Accumulator:
     def __init__(self, output: Output, quantities: Sequence[str]) -> None:
         self._output = output
         self._quantities = tuple(quantities)
-        self._moments: Moments | None = None
+        self._kind = Moments if any(name in self._quantities for name in REACHED) else Spread
+        self._moments: Spread | None = None
         self._expected_entropy: Tensor | None = None
         self._noise: Tensor | None = None
         self._votes: Tensor | None = None
@@ -97,7 +98,7 @@ class Accumulator:
     def add(self, raw: Tensor) -> None:
         """Take a chunk of raw outputs [S, B, …]."""
         values, log_variance = self._served(raw)
-        own = Moments.of(values)
+        own = self._kind.of(values)
         self._moments = own if self._moments is None else self._moments.merge(own)
         if needs_samples(self._quantities):
             self._kept.append(values.float().cpu())
@@ -113,6 +114,7 @@ class Accumulator:
     def spread(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean, variance, and the variance's relative standard error, of the passes so far [B, …] each."""
         moments = self._taken()
+        assert isinstance(moments, Moments), "what a tolerance reaches is not among the quantities"
         return moments.mean, moments.variance, moments.variance_standard_error / moments.variance
 
     def of_rows(self, rows: Tensor) -> "Accumulator":
@@ -125,7 +127,7 @@ class Accumulator:
         chosen._kept = [each[:, rows.cpu()] for each in self._kept]
         return chosen
 
-    def _taken(self) -> Moments:
+    def _taken(self) -> Spread:
         assert self._moments is not None, "add comes first"
         return self._moments
 
@@ -186,7 +188,7 @@ class Accumulator:
             values = values.exp() if output.exp else values
         return values, None
 
-    def _noise_variance(self, moments: Moments) -> Tensor:
+    def _noise_variance(self, moments: Spread) -> Tensor:
         if self._noise is not None:
             return self._noise / moments.count
         assert self._output.noise_precision is not None
@@ -205,7 +207,7 @@ class Accumulator:
         return axis + leading if axis >= 0 else axis
 
 
-def passes_used(moments: Moments) -> Tensor:
+def passes_used(moments: Spread) -> Tensor:
     """Return the number of passes of each row [B]."""
     return torch.full((len(moments.mean),), moments.count, dtype=torch.int64)
 
