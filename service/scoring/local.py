@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from service.errors import ModelNotFound
 from service.graph.rates import TYPICAL, Rates, assumed
 from service.repository import Repository
 from service.scoring.block import Block
@@ -119,11 +120,24 @@ def open_folder(folder: Path, device: str = "cpu") -> OpenEngine:
     def open_engine(parameters: Parameters, kept: Mapping[str, Any]) -> LocalEngine:
         with assumed(_rates(kept)):
             repository = Repository(folder, device)
-            name = repository.sole_name()
+            name = only_name(folder, repository)
             predictor = repository.predictor(name, parameters.version)
         return LocalEngine(predictor, parameters, kept, name, repository.card(name, parameters.version).version)
 
     return open_engine
+
+
+def only_name(folder: Path, repository: Repository) -> str:
+    """Return the name of a folder's only model.
+
+    Raises:
+        ModelNotFound: There are several; with how to name one.
+    """
+    names = sorted({*repository.names(), *repository.faults})
+    if len(names) > 1:
+        told = f"{folder} has several models: {', '.join(names)}"
+        raise ModelNotFound(f"{told}; name the folder of one, such as {folder / names[0]}")
+    return names[0]
 
 
 def score_locally(predictor: "Predictor", source: Path, target: Path, **asked: Any) -> Summary:
@@ -141,4 +155,4 @@ def score_locally(predictor: "Predictor", source: Path, target: Path, **asked: A
         InvalidInput: With row and column, or what is wrong with the files.
         BadRequest: What is asked for does not fit the model.
     """
-    return score_table(source, target, open_predictor(predictor), Parameters(**asked))
+    return score_table(source, target, open_predictor(predictor), Parameters.of(asked))

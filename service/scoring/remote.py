@@ -86,7 +86,7 @@ def score_remotely(
     """
     opened = open_server(server, model)
     return score_table(
-        source, target, opened, Parameters(**asked), on_error=on_error, restart=restart, threshold=threshold
+        source, target, opened, Parameters.of(asked), on_error=on_error, restart=restart, threshold=threshold
     )
 
 
