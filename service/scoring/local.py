@@ -14,6 +14,7 @@ from service.graph.rates import TYPICAL, Rates, assumed
 from service.repository import Repository
 from service.scoring.block import Block
 from service.scoring.engine import Answers, Described, OpenEngine, Parameters
+from service.scoring.several import by_input
 from service.scoring.table import Summary, score_table
 
 if TYPE_CHECKING:
@@ -71,10 +72,11 @@ class LocalEngine:
 
     def answers(self, blocks: Iterator[Block]) -> Iterator[Answers]:
         """Yield each block's answers."""
-        name = self.described.inputs[0].name
+        inputs = self.described.inputs
         for block in blocks:
             with assumed(self._rates), _threads(self._threads):
-                prediction = self._predictor.predict({name: block.rows}, row_offset=block.first_row, **self._asked)
+                rows = by_input(inputs, block.rows)
+                prediction = self._predictor.predict(rows, row_offset=block.first_row, **self._asked)
             self.notes = prediction.notes
             yield {
                 output: {quantity: values.numpy() for quantity, values in found.items()}
@@ -85,7 +87,7 @@ class LocalEngine:
 def _block_rows(predictor: "Predictor", passes: int) -> int:
     """Return how many rows take about a second and little memory: what a crash may cost, how often progress shows."""
     in_time = _BLOCK_S * _OPERATIONS / max(1.0, predictor.operations() * passes)
-    in_memory = _MOST_BYTES / (8 * max(1, abs(prod(predictor.inputs[0].shape))))
+    in_memory = _MOST_BYTES / (8 * max(1, sum(abs(prod(each.shape)) for each in predictor.inputs)))
     fit = min(_MOST_ROWS, int(max(1.0, min(in_time, in_memory))))
     return 1 << (fit.bit_length() - 1)
 
