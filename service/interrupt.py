@@ -1,8 +1,8 @@
-"""Ctrl-C in the moments in which a command is imported and has done nothing; it does not know which command."""
+"""Ctrl-C, which an exception alone tells badly while libraries are imported; it does not know what is interrupted."""
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -16,14 +16,42 @@ def ends_on_interrupt() -> Iterator[None]:
 
     Where somebody heeds or ignores the signal already, as of a job in the background, that stays.
     """
+    with _heard_by(_end):
+        yield
+
+
+@contextmanager
+def kept_interrupts() -> Iterator[Callable[[], None]]:
+    """Give what raises KeyboardInterrupt once there was Ctrl-C, for where the exception itself was lost.
+
+    A library that tries to import another and goes on without it swallows the exception, as pyarrow does with pandas.
+    """
+    came = False
+
+    def keep(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    with _heard_by(keep):
+        yield check
+
+
+@contextmanager
+def _heard_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _end)
+    if before is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
-        if before is signal.default_int_handler:
-            signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

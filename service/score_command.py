@@ -12,10 +12,10 @@ import typer
 
 from service import options
 from service.errors import BadRequest, ThinnetError
-from service.interrupt import INTERRUPTED, ends_on_interrupt
+from service.interrupt import INTERRUPTED, ends_on_interrupt, kept_interrupts
 from service.scoring.engine import OpenEngine, Parameters
 from service.scoring.objects import place_here, staged, uri_of
-from service.scoring.progress import SILENT, Bar, Lines, Watch
+from service.scoring.progress import SILENT, Bar, Checked, Lines, Watch
 from service.scoring.source import OpenTable, open_source
 from service.scoring.table import OnError, Summary, score_table
 from service.scoring.work_folder import place_of
@@ -76,7 +76,7 @@ def score(
         if url is not None:
             _check_of_server(model, engine, device)
         way = _engine(engine, model, device) if url is None else _server(url, api_key_file, model, quiet)
-        with staged(source, output) as (rows, result), way as (open_engine, open_table):
+        with staged(source, output) as (rows, result), way as (open_engine, open_table), kept_interrupts() as check:
             summary = score_table(
                 rows,
                 result,
@@ -85,7 +85,7 @@ def score(
                 on_error=cast(OnError, on_error),
                 restart=restart,
                 threshold=threshold,
-                watch=watch,
+                watch=Checked(watch, check),
                 open_table=open_table,
             )
     except KeyboardInterrupt:

@@ -137,7 +137,7 @@ def only_name(folder: Path, repository: Repository) -> str:
     """
     names = sorted({*repository.names(), *repository.faults})
     if len(names) > 1:
-        told = f"{folder} has several models: {', '.join(names)}"
+        told = f"{folder} holds several models: {', '.join(names)}"
         raise ModelNotFound(f"{told}; name the folder of one, such as {folder / names[0]}")
     return names[0]
 

@@ -101,7 +101,7 @@ def score_table(
         told, (_, found_done) = engine.described, work.done()
         measure = Measure(told.outputs, told.passes, threshold)
         with watch:
-            watch.begin(table.count() if watch is not SILENT else None, found_done)
+            watch.begin(table.count() if watch.counts else None, found_done)
             check = partial(check_columns, target)
             Answering(table, engine, work, manifest.block_rows, measure, watch, on_error == "fail", check).run()
         faults = check_faults(work.parts(), on_error)

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,8 @@ import pytest
 from service import Predictor
 from service import score_command as command
 from service.cli import main
+from service.scoring import answering
+from service.scoring.columns import answered_rows
 from service.scoring.work_folder import place_of
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +159,7 @@ def test_the_summary_can_be_json(run: Run, tmp_path: Path) -> None:
         (("--engine", "spark"), "there is no engine 'spark'; give one of local"),
         (("--version", "7"), "has no version '7'"),
         (("--passes", "1"), "passes = 1 "),
-        (("--model", ROOT / "models"), "has several models: diabetes, digits, digits-dropconnect, digits-rows; name"),
+        (("--model", ROOT / "models"), "holds several models: diabetes, digits, digits-dropconnect, digits-rows; name"),
         (("--url", "http://127.0.0.1:1"), "is a path; with --url give the model's name on the server, such as people"),
         (("--url", "http://127.0.0.1:1", "--engine", "ray"), "leave out --engine and --device"),
     ],
@@ -177,6 +181,23 @@ def test_an_interrupted_run_has_an_exit_code(run: Run, tmp_path: Path, monkeypat
     assert run(tmp_path / "in.csv", tmp_path / "out.csv") == (130, "", "interrupted: nothing was done yet\n")
     place_of(tmp_path / "out.csv").mkdir()
     assert "is kept: the same command goes on" in run(tmp_path / "in.csv", tmp_path / "out.csv")[2]
+
+
+def test_an_interrupt_that_a_library_swallows_ends_the_run_at_the_next_block(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def swallowing(*told: Any) -> pa.RecordBatch:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return answered_rows(*told)
+
+    (tmp_path / "in.csv").write_text(GOOD)
+    monkeypatch.setattr(answering, "answered_rows", swallowing)
+    assert run(tmp_path / "in.csv", tmp_path / "out.csv") == (130, "", "interrupted: nothing was done yet\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("imported", ["typer", "numpy", "torch.nn"])
