@@ -21,6 +21,7 @@ from service.graph.archive import load_program
 from service.graph.candidates import drop_entangled
 from service.graph.capture import Captured, Example, capture, from_program
 from service.graph.compiled import Compiled, couples_rows
+from service.graph.footprint import memory_named
 from service.graph.identity import fingerprint
 from service.graph.layout import note_layouts, with_rows
 from service.graph.operations import operations_per_row
@@ -28,12 +29,12 @@ from service.graph.precision import FLOAT32
 from service.graph.program import drop_traces, plain_outputs
 from service.graph.signature import described_inputs, described_outputs
 from service.graph.tables import table_lengths
+from service.part import Part
 from service.plan import Override, Plan, choose_passes, fitting, fixed_passes, make_plan
 from service.prediction import Prediction
 from service.prepared import Preparation, Prepared
 from service.question import Question, finished, together
 from service.rows import Given, read_rows
-from service.run import Part
 from service.signature import Input, Output, Task
 
 
@@ -159,6 +160,7 @@ class Predictor:
             InvalidPlan: The variant, rate or site does not fit; NoActiveSite if nothing would be random.
             InvalidQuantity: A quantity is unknown or not this output's.
             TooLarge: Samples or quantiles would not fit into memory.
+            OutOfMemory: The device has no room for one pass of a row, or of all rows where the network couples them.
         """
         asked = Asked(
             passes,
@@ -186,10 +188,11 @@ class Predictor:
             prepared: What `prepared` returned for it; found again where None.
 
         Raises:
-            BadRequest, InvalidPlan, InvalidQuantity, TooLarge: As `predict` does.
+            BadRequest, InvalidPlan, InvalidQuantity, TooLarge, OutOfMemory: As `predict` does.
         """
-        prepared = prepared or self.prepared(asked)
-        tensors = read_rows(self.inputs, inputs, self.device, self._tables)
+        with memory_named(lambda: "the rows, or for trying their plan"):
+            prepared = prepared or self.prepared(asked)
+            tensors = read_rows(self.inputs, inputs, self.device, self._tables)
         part = Part(tensors, asked.of_passes(prepared.passes, self.seed), prepared.wanted)
         if prepared.keeps_passes:
             prepared.run.check_samples(part)

@@ -100,7 +100,7 @@ class Accumulator:
         own = Moments.of(values)
         self._moments = own if self._moments is None else self._moments.merge(own)
         if needs_samples(self._quantities):
-            self._kept.append(values.float().cpu())
+            self._kept = [*self._kept, values.float().cpu()]  # a copy made before has its own
         if "expected_entropy" in self._quantities:
             self._expected_entropy = _plus(self._expected_entropy, self._entropy(values, 1).sum(0))
         if "variation_ratio" in self._quantities:

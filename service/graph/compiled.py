@@ -16,7 +16,7 @@ from service.errors import SelfCheckFailed
 from service.graph.capture import Captured
 from service.graph.drawing import Draw, draw_noises
 from service.graph.fixed import fix_weights
-from service.graph.footprint import Cost, Footprint, Peaks, metered
+from service.graph.footprint import Cost, Footprint, Peaks, memory_named, metered
 from service.graph.forms import Counted, Form, Formed, form_on, plain_products
 from service.graph.integrated import integrate
 from service.graph.layout import change_row, with_rows
@@ -94,6 +94,8 @@ class Compiled:
             return self._wide._fault
         try:
             self.mode(per_row=False)
+        except torch.OutOfMemoryError:
+            raise  # it is no fault of theirs
         except Exception as error:  # whatever a compiler or a driver raises
             return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         return None
@@ -185,6 +187,8 @@ class Compiled:
             try:
                 with torch.inference_mode():
                     found = self._run(mode, values, noises, _CHECK_ROWS)
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:  # torch names no narrower class for what vmap cannot do
                 reasons.append(f"{mode}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
                 continue
@@ -259,7 +263,8 @@ class Compiled:
         if key not in self._footprints:
             if len(self._footprints) >= _FOOTPRINTS_KEPT:
                 self._footprints.clear()
-            self._footprints[key] = self._measure(inputs, per_row)
+            with memory_named(lambda: "passes of four rows, which tell how much more need"):
+                self._footprints[key] = self._measure(inputs, per_row)
         return self._footprints[key]
 
     def _measure(self, inputs: tuple[Tensor, ...], per_row: bool) -> Footprint:
