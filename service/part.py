@@ -64,7 +64,7 @@ class Step:
 
         Args:
             rows: How many.
-            before: How many passes the step before ran, and its seconds.
+            before: How many passes a step before ran, and its seconds.
         """
         fit = self.row_passes / rows if before is None else before[0] * min(4.0, self.seconds / before[1])
         return 1 << max(0, int(fit).bit_length() - 1)

@@ -25,7 +25,7 @@ from service.graph.footprint import memory_named
 from service.graph.identity import fingerprint
 from service.graph.layout import note_layouts, with_rows
 from service.graph.operations import operations_per_row
-from service.graph.precision import FLOAT32
+from service.graph.precision import FLOAT32, ruled
 from service.graph.program import drop_traces, plain_outputs
 from service.graph.signature import described_inputs, described_outputs
 from service.graph.tables import table_lengths
@@ -62,8 +62,10 @@ class Predictor:
         seed: int = 0,
         variant: str = "trained",
     ) -> None:
-        note_layouts(captured.program.graph, captured.example)
-        self._captured = captured
+        self._captured, self.device = captured, captured.example[0].device
+        with ruled(FLOAT32, self.device):
+            note_layouts(captured.program.graph, captured.example)
+            self.couples_rows = couples_rows(captured)
         self.inputs = described_inputs(captured, inputs)
         self.outputs = described_outputs(captured, outputs)
         self._tables = table_lengths(captured.program)
@@ -71,9 +73,7 @@ class Predictor:
         self.sites, self.lost = captured.sites(), captured.lost
         self.seed, self.variant = seed, variant
         self._own_passes = passes
-        self.couples_rows = couples_rows(captured)
         self._preparation = Preparation(captured, self.sites, self.outputs, self.couples_rows)
-        self.device = captured.example[0].device
 
     @classmethod
     def capture(
@@ -99,7 +99,9 @@ class Predictor:
             UnclaimedRandomness: Something random in it is no known site.
             ImpureGraph: It changes its own state.
         """
-        return cls(capture(module, example, torch.device(device)), inputs, outputs)
+        with ruled(FLOAT32, torch.device(device)):
+            captured = capture(module, example, torch.device(device))
+        return cls(captured, inputs, outputs)
 
     @classmethod
     def load(
@@ -114,7 +116,8 @@ class Predictor:
         exported = load_program(card.program, sha256=card.sha256)
         if torch.device(device).type != "cpu":
             exported = move_to_device_pass(exported, torch.device(device))
-        captured = replace(from_program(exported), lost=card.lost)
+        with ruled(FLOAT32, torch.device(device)):
+            captured = replace(from_program(exported), lost=card.lost)
         return cls(captured, card.inputs, card.outputs, passes=card.passes, seed=card.seed, variant=card.variant)
 
     def predict(
@@ -153,7 +156,7 @@ class Predictor:
                 tell what was reached. None runs all passes for all rows.
             quantities: What to compute besides the task's defaults.
             memory_bytes: A ceiling on what is held at once besides the inputs and the answer.
-            precision: What products run in: `float32`, or `bfloat16`, which is faster and coarser.
+            precision: What products run in: `float32`, or `bfloat16` or on a GPU `tf32`, which are faster and coarser.
 
         Raises:
             InvalidInput: The inputs do not fit.

@@ -24,6 +24,7 @@ from torch import Tensor
 from service.errors import InvalidQuantity
 from service.moments import Moments
 from service.signature import Activation, Output, Task
+from service.transfers import received
 
 _MOMENTS = ("mean", "variance")
 _ENTROPIES = ("entropy", "expected_entropy", "mutual_information")
@@ -137,7 +138,7 @@ class Accumulator:
         """
         found = self._found(deterministic)
         served = {name: found[name] for name in self._quantities}
-        return {name: (x if x.dtype == torch.int64 else x.float()).cpu().contiguous() for name, x in served.items()}
+        return received({name: x if x.dtype == torch.int64 else x.float() for name, x in served.items()})
 
     def _found(self, deterministic: Tensor | None) -> dict[str, Tensor]:
         moments = self._taken()

@@ -9,12 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from time import perf_counter
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from service.clock import Clock, Taken
 from service.conditional import ConditionalAccumulator
 from service.datasheet import MIN_PASSES
 from service.errors import InvalidInput, TooLarge
@@ -23,7 +23,8 @@ from service.graph.compiled import Compiled
 from service.graph.drawing import Draw
 from service.graph.footprint import Footprint, fits, memory_named
 from service.graph.nodes import returned, value_of
-from service.graph.rates import measured
+from service.graph.precision import FLOAT32, ruled
+from service.graph.rates import cache_of, measured
 from service.group import Group, Quantities, Rule, Statistics
 from service.job import Steps
 from service.part import Part, Step, noise_rows, rows_of
@@ -141,7 +142,7 @@ class Run:
         """Return the outputs of rows with everything off, where a part asks for them."""
         if not any("deterministic" in names for names in part.wanted):
             return [None] * len(self.outputs)
-        with torch.inference_mode():
+        with ruled(FLOAT32, tensors[0].device), torch.inference_mode():
             off: tuple[Tensor, ...] = self.captured.program.graph(*tensors)
         return off
 
@@ -149,7 +150,8 @@ class Run:
         """Return how many passes of a block of rows run together: as many as the cache holds, and memory."""
         rows, alone = shapes[0][0], self.compiled.thinned_for(shapes, per_row) is not None
         inside, around = footprint.suffix.of(rows), footprint.around.of(rows)
-        in_cache = measured().cache_bytes // max(1, around if alone else inside)
+        cache_bytes = cache_of(self.captured.example[0].device) or measured().cache_bytes
+        in_cache = cache_bytes // max(1, around if alone else inside)
         return max(1, min(in_cache, footprint.passes_within(self.memory_bytes, rows, alone)))
 
     def group(self, parts: Sequence[Part]) -> Group:
@@ -190,7 +192,8 @@ class _Block:
             rules.setdefault(part.rule, []).append(place)
         ordered = [parts[place] for own in rules.values() for place in own]
         self.tensors, self.rows = rows_of(ordered), noise_rows(ordered)
-        self.before: tuple[int, float] | None = None  # how many passes the last step ran, and its seconds
+        self.clock = Clock(self.tensors[0].device)
+        self.before: Taken | None = None
         if not fits(lambda: self._begin(parts, list(rules.values()))):
             self._allow_fewer_rows()
 
@@ -216,9 +219,10 @@ class _Block:
     def _run_chunk(self, first: int) -> int:
         """Run the next passes and return how many have run."""
         while True:
-            began, until = perf_counter(), first + self._next_passes(first)
+            until = first + self._next_passes(first)
+            self.clock.begin()
             if fits(partial(self._take, Draw(self.ask.seed, first, until - first, self.rows))):
-                self.before = until - first, perf_counter() - began
+                self.before = self.clock.end(until - first) or self.before
                 return until
             self._allow_fewer_passes(until - first)
 
