@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from service.errors import InvalidQuantity
-from service.moments import Moments
+from service.moments import Moments, Spread
 from service.signature import Activation, Output, Task
 from service.transfers import received
 
@@ -89,7 +89,8 @@ class Accumulator:
     def __init__(self, output: Output, quantities: Sequence[str]) -> None:
         self._output = output
         self._quantities = tuple(quantities)
-        self._moments: Moments | None = None
+        self._kind = Moments if any(name in self._quantities for name in REACHED) else Spread
+        self._moments: Spread | None = None
         self._expected_entropy: Tensor | None = None
         self._noise: Tensor | None = None
         self._votes: Tensor | None = None
@@ -98,7 +99,7 @@ class Accumulator:
     def add(self, raw: Tensor) -> None:
         """Take a chunk of raw outputs [S, B, …]."""
         values, log_variance = self._served(raw)
-        own = Moments.of(values)
+        own = self._kind.of(values)
         self._moments = own if self._moments is None else self._moments.merge(own)
         if needs_samples(self._quantities):
             self._kept = [*self._kept, values.float().cpu()]  # a copy made before has its own
@@ -114,6 +115,7 @@ class Accumulator:
     def spread(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean, variance, and the variance's relative standard error, of the passes so far [B, …] each."""
         moments = self._taken()
+        assert isinstance(moments, Moments), "what a tolerance reaches is not among the quantities"
         return moments.mean, moments.variance, moments.variance_standard_error / moments.variance
 
     def of_rows(self, rows: Tensor) -> "Accumulator":
@@ -126,7 +128,7 @@ class Accumulator:
         chosen._kept = [each[:, rows.cpu()] for each in self._kept]
         return chosen
 
-    def _taken(self) -> Moments:
+    def _taken(self) -> Spread:
         assert self._moments is not None, "add comes first"
         return self._moments
 
@@ -187,7 +189,7 @@ class Accumulator:
             values = values.exp() if output.exp else values
         return values, None
 
-    def _noise_variance(self, moments: Moments) -> Tensor:
+    def _noise_variance(self, moments: Spread) -> Tensor:
         if self._noise is not None:
             return self._noise / moments.count
         assert self._output.noise_precision is not None
@@ -206,7 +208,7 @@ class Accumulator:
         return axis + leading if axis >= 0 else axis
 
 
-def passes_used(moments: Moments) -> Tensor:
+def passes_used(moments: Spread) -> Tensor:
     """Return the number of passes of each row [B]."""
     return torch.full((len(moments.mean),), moments.count, dtype=torch.int64)
 

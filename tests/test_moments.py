@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from service import moments
-from service.moments import Moments
+from service.moments import Moments, Spread
 
 FIELDS = ("mean", "m2", "m3", "m4")
 OFFSETS = (0.0, -3.0, 1e4, 1e8)
@@ -80,6 +80,18 @@ def test_merging_is_associative() -> None:
 
     assert_are(a.merge(b).merge(c), values, 1e4)
     assert_are(a.merge(b.merge(c)), values, 1e4)
+
+
+@pytest.mark.parametrize("sizes", [[30], [1, 9, 4, 14, 2]])
+def test_without_the_higher_moments_the_others_are_the_same_bits(sizes: list[int]) -> None:
+    values, ends = torch.from_numpy(skewed(30, 1e4)), np.cumsum(sizes)
+    parts = [Spread.of(values[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+    found, whole = reduce(Spread.merge, parts), merged(chunks(values.numpy(), sizes))
+
+    assert torch.equal(found.mean, whole.mean)
+    assert torch.equal(found.variance, whole.variance)
+    rows = torch.tensor([True, False, True])
+    assert torch.equal(found.of_rows(rows).m2, whole.of_rows(rows).m2)
 
 
 def test_ten_thousand_single_passes_are_one_chunk() -> None:

@@ -119,7 +119,7 @@ class Compiled:
     def trunk(self, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
         """Run what no noise reaches, once."""
         with ruled(self._precision, self._device), torch.inference_mode():
-            values: tuple[Any, ...] = self._split.trunk(*inputs, inputs[0].shape[0])
+            values: tuple[Any, ...] = self._split.trunk.forward(*inputs, inputs[0].shape[0])
         return values
 
     def trunk_of_rows(self, values: tuple[Any, ...], inputs: tuple[Tensor, ...], rows: Tensor) -> tuple[Any, ...]:

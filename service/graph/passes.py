@@ -1,7 +1,8 @@
 """Run a split graph for several passes at once: folded into the batch, else vmapped, else one by one.
 
 It does not know variants or where noise comes from. Noise is [S, R, …] for each site, R being 1 (one network for all
-rows) or B. Every mode gives [S, B, …] for each output.
+rows) or B. Every mode gives [S, B, …] for each output. A graph's `forward` is called, for its module would first look
+for hooks and for faults to show, which takes as long as a small graph.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ def folded(split: Split, values: Values, noises: Noises, rows: int) -> list[Tens
     """Run all passes as one batch of S · B rows."""
     passes = noises[0].shape[0]
     repeated = [_repeat(value, boundary, passes) for value, boundary in zip(values, split.boundaries, strict=True)]
-    outputs = split.suffix(*repeated, passes * rows, *noises)
+    outputs = split.suffix.forward(*repeated, passes * rows, *noises)
     return [output.unflatten(0, (passes, rows)) for output in outputs]
 
 
@@ -44,7 +45,7 @@ def vmapped(split: Split, values: Values, noises: Noises, rows: int) -> list[Ten
     """Run all passes by vectorising over the noise."""
 
     def one(*noise: Tensor) -> tuple[Tensor, ...]:
-        outputs: tuple[Tensor, ...] = split.suffix(*values, rows, *noise)
+        outputs: tuple[Tensor, ...] = split.suffix.forward(*values, rows, *noise)
         return outputs
 
     return list(torch.vmap(one)(*noises))
@@ -52,8 +53,9 @@ def vmapped(split: Split, values: Values, noises: Noises, rows: int) -> list[Ten
 
 def looped(split: Split, values: Values, noises: Noises, rows: int) -> list[Tensor]:
     """Run the passes one by one."""
-    results = [split.suffix(*values, rows, *(noise[index] for noise in noises)) for index in range(len(noises[0]))]
-    return [torch.stack(each) for each in zip(*results, strict=True)]
+    each = ([noise[index] for noise in noises] for index in range(len(noises[0])))
+    results = [split.suffix.forward(*values, rows, *own) for own in each]
+    return [torch.stack(several) for several in zip(*results, strict=True)]
 
 
 def rows_vmapped(split: Split, values: Values, noises: Noises, rows: int) -> list[Tensor]:
@@ -63,8 +65,8 @@ def rows_vmapped(split: Split, values: Values, noises: Noises, rows: int) -> lis
     spread = [noise.expand(-1, rows, *noise.shape[2:]) for noise in noises]
 
     def one(*arguments: Any) -> tuple[Tensor, ...]:
-        count = len(axes)
-        outputs: tuple[Tensor, ...] = split.suffix(*arguments[:count], 1, *(noise[None] for noise in arguments[count:]))
+        own, noise = arguments[: len(axes)], arguments[len(axes) :]
+        outputs: tuple[Tensor, ...] = split.suffix.forward(*own, 1, *(each[None] for each in noise))
         return outputs
 
     over_rows = torch.vmap(one, in_dims=(*axes, *[0] * len(noises)))

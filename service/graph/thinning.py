@@ -81,7 +81,7 @@ class Thinned:
         own = [kept_units(noise) if thins else noise for noise, thins in zip(noises, self.sites, strict=True)]
         passes, scratch = range(len(noises[0])), Scratch()
         laid = [laid_by_unit(value) if index in self.picked else value for index, value in enumerate(values)]
-        results = [self.module(*laid, rows, *(noise[index] for noise in own), scratch) for index in passes]
+        results = [self.module.forward(*laid, rows, *(noise[index] for noise in own), scratch) for index in passes]
         return [torch.stack(each) for each in zip(*results, strict=True)]
 
 

@@ -16,7 +16,7 @@ from service import Predictor
 from service.graph import fixed
 from service.graph.fixed import FixedConvolution, FixedLinear, fix_weights
 from service.graph.rewrite import rewrite
-from service.graph.tuned import LEAST, convolve, linear
+from service.graph.tuned import LEAST, convolve, linear, lstm, next_round
 from service.plan import make_plan
 
 CONVOLUTIONS = {
@@ -194,6 +194,30 @@ def test_any_number_of_rows_may_come_without_memory_for_each() -> None:
             layer(x[:rows], weight)
             linear(x[:rows], weight)
     assert own.memory_info().rss - before < 50_000_000
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 13])
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_recurrent_layers_of_any_number_of_rows_are_torchs(
+    rows: int, batch_first: bool, directions: int
+) -> None:
+    layer = nn.LSTM(3, 5, 2, batch_first=batch_first, bidirectional=directions == 2)
+    shape = (rows, 4, 3) if batch_first else (4, rows, 3)
+    x, hx = torch.randn(shape), [torch.randn(2 * directions, rows, 5) for _ in range(2)]
+    with torch.inference_mode():
+        y, (h, c) = layer(x, tuple(hx))
+        others = True, 2, 0.0, False, directions == 2, batch_first
+        found = lstm(x, hx, layer._flat_weights, *others)
+    for mine, theirs in zip(found, (y, h, c), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_round_numbers_are_few_and_near() -> None:
+    rounded = [next_round(rows) for rows in range(1, 4097)]
+    assert all(rows <= found <= 1.34 * rows for rows, found in enumerate(rounded, 1))
+    assert len(set(rounded)) <= 4 * 12
+    assert {next_round(rows) for rows in (1, 50, 96, 100, 1600)} == {1, 50, 96, 100, 1600}
 
 
 def test_packed_weights_go_with_the_weight() -> None:
