@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 def sent(x: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the CPU's on a device; to a GPU the copy is ordered like anything else that is launched."""
-    if device.type != "cuda" or not torch.cuda.is_available():
+    """Return a tensor on a device; from the CPU to a GPU the copy is ordered like anything else that is launched."""
+    if x.device.type != "cpu" or device.type != "cuda" or not torch.cuda.is_available():
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)
 

@@ -16,10 +16,10 @@ GPU, CPU = torch.device("cuda", 1), torch.device("cpu")
 class Value:
     """A tensor that notes what is done with it."""
 
-    is_cuda, device = True, GPU
+    is_cuda = True
 
-    def __init__(self, did: list[Any]) -> None:
-        self.did = did
+    def __init__(self, did: list[Any], device: torch.device = GPU) -> None:
+        self.did, self.device = did, device
 
     def __getattr__(self, name: str) -> Callable[..., "Value"]:
         def done(*given: Any, **named: Any) -> Value:
@@ -62,11 +62,16 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("gpu")
 def test_what_is_sent_is_pinned_and_waits_for_nothing() -> None:
     did: list[Any] = []
-    sent(Value(did), GPU)  # type: ignore[arg-type] # a stand-in
+    sent(Value(did, CPU), GPU)  # type: ignore[arg-type] # a stand-in
     assert did == [("pin_memory",), ("to", GPU, ("non_blocking", True))]
-    did.clear()
-    sent(Value(did), CPU)  # type: ignore[arg-type] # a stand-in
-    assert did == [("to", CPU)]
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(("at", "to"), [(CPU, CPU), (GPU, GPU), (GPU, CPU)])
+def test_what_is_there_or_goes_elsewhere_is_not_pinned(at: torch.device, to: torch.device) -> None:
+    did: list[Any] = []
+    sent(Value(did, at), to)  # type: ignore[arg-type] # a stand-in
+    assert did == [("to", to)]
 
 
 @pytest.mark.usefixtures("gpu")
