@@ -66,11 +66,10 @@ class Compiled:
         self._rewritten = self._write(plan, None)
         self._footprints: dict[tuple[Any, ...], Footprint] = {}
         self._thinning: dict[tuple[Any, ...], Thinned | None] = {}
-        with ruled(precision, self._device):
-            self._prepare(plan, form_on(self._device))
-            self._fault = self._kernel_fault()
-            if self._fault:
-                self._prepare(plan, None)
+        self._prepare(plan, form_on(self._device))
+        self._fault = self._kernel_fault()
+        if self._fault:
+            self._prepare(plan, None)
         drawn = ((noise.site, noise.variant) for noise in self._fast.noises)
         narrowed = () if self._wide is None else (NOTES[precision],)
         self.notes = (*self._rewritten.notes, *plain_products(self._device, drawn, self._fault), *narrowed)
