@@ -11,6 +11,7 @@ import typer
 
 from service import __version__, options
 from service.errors import ThinnetError
+from service.interrupt import INTERRUPTED
 from service.score_command import score
 from service.settings import Settings
 
@@ -33,6 +34,8 @@ def main() -> None:
         app()
     except ThinnetError as error:
         _fail(str(error))
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _fail(message: str) -> NoReturn:
@@ -245,7 +248,3 @@ def export(
         print(f"  {site.name} ({site.kind}, {list(site.shape)}): {trained}")
     for note in made.notes:
         print(f"note: {note}")
-
-
-if __name__ == "__main__":
-    main()

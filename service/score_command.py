@@ -12,16 +12,16 @@ import typer
 
 from service import options
 from service.errors import BadRequest, ThinnetError
+from service.interrupt import INTERRUPTED, ends_on_interrupt, kept_interrupts
 from service.scoring.engine import OpenEngine, Parameters
 from service.scoring.objects import place_here, staged, uri_of
-from service.scoring.progress import SILENT, Bar, Lines, Watch
+from service.scoring.progress import SILENT, Bar, Checked, Lines, Watch
 from service.scoring.source import OpenTable, open_source
 from service.scoring.table import OnError, Summary, score_table
 from service.scoring.work_folder import place_of
 from service.settings import caller_settings
 
 LEFT_OUT = 3
-INTERRUPTED = 130
 _TOLD_EVERY_S = 10.0
 ENGINES = ("local", "ray")
 Way = tuple[OpenEngine, OpenTable]
@@ -71,9 +71,12 @@ def score(
     """
     asked = options.asked(passes, variant, p, seed, scope, estimator, tolerance, precision, quantity)
     watch = SILENT if quiet else _watch(threshold)
+    summary = None
     try:
+        if url is not None:
+            _check_of_server(model, engine, device)
         way = _engine(engine, model, device) if url is None else _server(url, api_key_file, model, quiet)
-        with staged(source, output) as (rows, result), way as (open_engine, open_table):
+        with staged(source, output) as (rows, result), way as (open_engine, open_table), kept_interrupts() as check:
             summary = score_table(
                 rows,
                 result,
@@ -82,11 +85,12 @@ def score(
                 on_error=cast(OnError, on_error),
                 restart=restart,
                 threshold=threshold,
-                watch=watch,
+                watch=Checked(watch, check),
                 open_table=open_table,
             )
     except KeyboardInterrupt:
-        print(f"interrupted: {_kept(output) or 'nothing was done yet'}", file=sys.stderr)
+        done = f"the result is whole: {summary.output}" if summary else "nothing was done yet"
+        print(f"interrupted: {_kept(output) or done}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     except ThinnetError as error:
         print(f"error: {error}", *filter(None, [_kept(output)]), sep="\nnote: ", file=sys.stderr)
@@ -98,6 +102,16 @@ def score(
 def _kept(output: Path) -> str:
     is_kept = place_of(place_here(output)).exists()
     return "what is done is kept: the same command goes on, --restart throws it away" if is_kept else ""
+
+
+def _check_of_server(model: str, engine: str, device: str) -> None:
+    """Refuse what only an engine heeds."""
+    if (engine, device) != ("local", "auto"):
+        raise BadRequest("--url asks a server, which has its own engine and device; leave out --engine and --device")
+    if "/" in model:
+        raise BadRequest(
+            f"{model} is a path; with --url give the model's name on the server, such as {Path(model).name}"
+        )
 
 
 def _server(url: str, api_key_file: Path | None, model: str, quiet: bool) -> AbstractContextManager[Way]:
@@ -119,7 +133,8 @@ def _engine(engine: str, model: str, device: str) -> Iterator[Way]:
         from service.threads import prepare_environment
 
         prepare_environment()  # before torch is imported
-        from service.scoring.local import open_folder
+        with ends_on_interrupt():
+            from service.scoring.local import open_folder
 
         yield open_folder(folder, device), open_source
     else:

@@ -142,7 +142,7 @@ def test_a_port_in_use_is_told_before_anything_is_loaded() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        command = [sys.executable, "-m", "service.cli", "serve", "models", "--port", str(taken.getsockname()[1])]
+        command = [sys.executable, "-m", "service", "serve", "models", "--port", str(taken.getsockname()[1])]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 1
     assert done.stderr.startswith("error: 127.0.0.1, port ")

@@ -8,14 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
-import httpx2
-import stamina
-
 from service.client.address import Address
 from service.client.asked import Asked
-from service.client.carrier import RETRIES, RETRY_S, Carrier
+from service.client.carrier import Carrier
 from service.client.described import Health, Limits, Model
-from service.client.exchange import Ask, Reply, Talk, checked
+from service.client.exchange import CONCURRENCY, RETRIES, RETRY_S, Ask, Reply, Talk, checked
 from service.client.files import score_at
 from service.client.ordered import in_order
 from service.client.prediction import Prediction
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
     from service.scoring import Summary
 
 _Result = TypeVar("_Result")
-CONCURRENCY = 8
 
 
 class AsyncClient:
@@ -54,8 +50,7 @@ class AsyncClient:
     ) -> None:
         self._carrier = Carrier(Address.parse(url), api_key, retries, retry_s)
         self._talks = Talks(timeout_s)
-        self._http = httpx2.AsyncClient(**self._carrier.options())
-        self._retry = stamina.AsyncRetryingCaller(**self._carrier.retrying())
+        self._http, self._retry = self._carrier.awaiting()
 
     async def __aenter__(self) -> Self:
         return self
@@ -134,10 +129,8 @@ class AsyncClient:
             return result
 
     async def _once(self, ask: Ask) -> Reply:
-        try:
+        with self._carrier.named(ask):
             response = await self._http.request(**self._carrier.request(ask))
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise self._carrier.fault(ask, error) from error
         return checked(ask, self._carrier.reply(ask, response))
 
 

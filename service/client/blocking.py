@@ -1,28 +1,20 @@
 """The client that waits for its answers; it does not know what is asked."""
 
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
-import httpx2
-import stamina
-from anyio.from_thread import start_blocking_portal
-
 from service.client.address import Address
 from service.client.asked import Asked
-from service.client.awaiting import CONCURRENCY, AsyncClient
-from service.client.carrier import RETRIES, RETRY_S, Carrier
 from service.client.described import Health, Limits, Model
-from service.client.exchange import Ask, Reply, Talk, checked
+from service.client.exchange import CONCURRENCY, RETRIES, RETRY_S, Ask, Reply, Talk, checked
 from service.client.files import score_at
-from service.client.ordered import in_order_through
-from service.client.prediction import Prediction
 from service.client.talks import Talks
 from service.errors import ThinnetError
 
 if TYPE_CHECKING:
+    from service.client.prediction import Prediction
     from service.scoring import Summary
 
 _Result = TypeVar("_Result")
@@ -55,10 +47,11 @@ class Client:
         retries: int | None = RETRIES,
         retry_s: float = RETRY_S,
     ) -> None:
+        from service.client.carrier import Carrier  # only now: it brings the library for HTTP
+
         self._carrier = Carrier(Address.parse(url), api_key, retries, retry_s)
         self._talks = Talks(timeout_s)
-        self._http = httpx2.Client(**self._carrier.options())
-        self._retry = stamina.RetryingCaller(**self._carrier.retrying())
+        self._http, self._retry = self._carrier.waiting()
 
     def __enter__(self) -> Self:
         return self
@@ -70,7 +63,7 @@ class Client:
         """Close the connections."""
         self._http.close()
 
-    def predict(self, inputs: Any, **asked: Unpack[Asked]) -> Prediction:
+    def predict(self, inputs: Any, **asked: Unpack[Asked]) -> "Prediction":
         """Predict some rows.
 
         Args:
@@ -89,7 +82,7 @@ class Client:
 
     def predict_many(
         self, inputs: Iterable[Any], *, concurrency: int = CONCURRENCY, **asked: Unpack[Asked]
-    ) -> Iterator[Prediction]:
+    ) -> Iterator["Prediction"]:
         """Yield the prediction of each input, in order, as `predict` gives it.
 
         Inputs are read as their turn comes, at most `concurrency` ahead, in the caller's thread. Where one fails, the
@@ -101,9 +94,9 @@ class Client:
             concurrency: How many requests are under way at once, at most.
             **asked: As in `predict`, for each.
         """
-        with start_blocking_portal() as portal, portal.wrap_async_context_manager(self._awaiting()) as client:
-            work = partial(client.predict_at, asked=asked)
-            yield from in_order_through(portal, work, enumerate(inputs), concurrency)
+        from service.client.many import predictions  # only now: it brings an event loop
+
+        yield from predictions(self._carrier, self._talks.timeout_s, inputs, concurrency, asked)
 
     def score(self, source: Path | str, output: Path | str, **asked: Any) -> "Summary":
         """Score a table of any size into a file, as `thinnet score --url` does; go on where an earlier call stopped.
@@ -145,16 +138,6 @@ class Client:
         """Return whether the server is ready, and why it is not; it is asked once."""
         return self._hold(self._talks.health())
 
-    def _awaiting(self) -> AsyncClient:
-        kept = self._carrier
-        return AsyncClient(
-            kept.address.url,
-            api_key=kept.api_key,
-            timeout_s=self._talks.timeout_s,
-            retries=kept.retries,
-            retry_s=kept.retry_s,
-        )
-
     def _hold(self, talk: Talk[_Result]) -> _Result:
         try:
             ask = next(talk)
@@ -170,8 +153,6 @@ class Client:
             return result
 
     def _once(self, ask: Ask) -> Reply:
-        try:
+        with self._carrier.named(ask):
             response = self._http.request(**self._carrier.request(ask))
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise self._carrier.fault(ask, error) from error
         return checked(ask, self._carrier.reply(ask, response))

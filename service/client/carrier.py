@@ -5,15 +5,17 @@ It does not know what is asked, nor whether its caller waits or awaits.
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
+import stamina
 
 from service import __version__
 from service.client.address import Address
-from service.client.exchange import Ask, Reply
+from service.client.exchange import RETRIES, RETRY_S, Ask, Reply
 from service.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -24,7 +26,6 @@ from service.errors import (
     TooManyRequests,
 )
 
-RETRIES, RETRY_S = 5, 60.0
 _FIRST_S, _MOST_S, _JITTER_S = 0.2, 5.0, 0.2  # of the waits between attempts, each twice the last
 _SPREAD = 1.25  # so that callers who were told one time do not come back at one time
 _IDLE_S = 4.0  # a server closes what is idle for 5 seconds
@@ -53,13 +54,21 @@ class Carrier:
         if key is not None and (not key or not key.isascii() or not key.isprintable() or " " in key):
             raise BadRequest("the API key is none: it should be printable ASCII without spaces or line breaks")
 
-    def options(self) -> dict[str, Any]:
-        """Return what the library's client is made with."""
+    def waiting(self) -> tuple[httpx2.Client, stamina.RetryingCaller]:
+        """Return the library's client that waits, and what calls it again."""
+        return httpx2.Client(**self._options()), stamina.RetryingCaller(**self._retrying())
+
+    def awaiting(self) -> tuple[httpx2.AsyncClient, stamina.AsyncRetryingCaller]:
+        """Return the library's client that awaits, and what calls it again."""
+        return httpx2.AsyncClient(**self._options()), stamina.AsyncRetryingCaller(**self._retrying())
+
+    def _options(self) -> dict[str, Any]:
         headers = {"User-Agent": f"thinnet/{__version__}", "Accept": "application/json, application/octet-stream"}
         if self.api_key is not None:
             headers["X-API-Key"] = self.api_key
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=_IDLE_S)
-        return {"headers": headers, "limits": limits}
+        speaks_tls = self.address.url.startswith("https:")  # else no certificates need to be read; none is redirected
+        return {"headers": headers, "limits": limits, "verify": speaks_tls}
 
     def request(self, ask: Ask) -> dict[str, Any]:
         """Return what the library's `request` is given."""
@@ -72,8 +81,15 @@ class Carrier:
         headers = {name.lower(): value for name, value in response.headers.items()}
         return Reply(self.address.shown + ask.path, response.status_code, headers, response.content)
 
-    def fault(self, ask: Ask, error: Exception) -> ThinnetError:
-        """Return what a fault of the library means."""
+    @contextmanager
+    def named(self, ask: Ask) -> Iterator[None]:
+        """Raise what a fault of the library means instead of it."""
+        try:
+            yield
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise self._fault(ask, error) from error
+
+    def _fault(self, ask: Ask, error: Exception) -> ThinnetError:
         where = self.address.shown + ask.path
         why = str(error) or type(error).__name__
         if isinstance(error, (httpx2.ReadTimeout, httpx2.WriteTimeout)):
@@ -88,8 +104,7 @@ class Carrier:
             return ServerUnreachable(f"{where} ended the connection before its answer was whole: {why}; ask again")
         return RemoteFault(f"{where} cannot be asked, or its answer not read: {why}; check the address")
 
-    def retrying(self) -> dict[str, Any]:
-        """Return what a caller that retries is made with."""
+    def _retrying(self) -> dict[str, Any]:
         waits = {"wait_initial": _FIRST_S, "wait_max": _MOST_S, "wait_jitter": _JITTER_S}
         if self.retry_s <= 0:
             return {"attempts": 1, **waits}

@@ -16,6 +16,8 @@ import orjson
 
 from service.errors import FAULT, RemoteFault, ThinnetError
 
+RETRIES, RETRY_S = 5, 60.0  # how often, and for how long, a request is sent again where nobody says otherwise
+CONCURRENCY = 8  # requests under way at once
 _PAGES = (401, 408, 413, 429, 503, 504)  # what a proxy says itself and means as thinnet does
 _TITLE = re.compile(r"<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 _REQUEST_ID = "x-request-id"
@@ -86,6 +88,11 @@ Talk = Generator[Ask, Reply, _Result]
 def path(*parts: object) -> str:
     """Return a path of parts, each escaped."""
     return "".join(f"/{quote(str(part), safe='')}" for part in parts)
+
+
+def model_path(model: str, version: int | str | None) -> str:
+    """Return the path of a model, or of one of its versions."""
+    return path("v2", "models", model, *(() if version is None else ("versions", version)))
 
 
 def checked(ask: Ask, reply: Reply) -> Reply:

@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.client.carrier import Carrier
-
 if TYPE_CHECKING:
+    from service.client.carrier import Carrier
     from service.scoring import Summary
 
 
 def score_at(
-    carrier: Carrier, timeout_s: float | None, source: Path | str, output: Path | str, asked: dict[str, Any]
+    carrier: "Carrier", timeout_s: float | None, source: Path | str, output: Path | str, asked: dict[str, Any]
 ) -> "Summary":
     """Score a table at the server that a carrier goes to, as `score_remotely` does."""
     from service.scoring.remote import Server, score_remotely

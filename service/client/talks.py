@@ -4,19 +4,17 @@ Each is written once, as a generator that yields requests and is sent their answ
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service.client.asked import parameters_of
-from service.client.described import Health, InputTensor, Limits, Model, read_limits, read_model
-from service.client.exchange import Ask, Reply, Talk, path
-from service.client.prediction import Prediction
-from service.client.tensors import Array, as_array, decode, encode
-from service.errors import BadRequest, InvalidInput, ModelNotFound, NotFound
+from service.client.described import Health, Limits, Model, read_limits, read_model
+from service.client.exchange import Ask, Talk, model_path
+from service.errors import BadRequest, ModelNotFound, NotFound
 
-TIMEOUT_S = 60.0  # what a server gives a request, unless it was told otherwise
-_GRACE_S = 5.0  # in which a server's own word that time is over arrives
-_QUICK_S, _MOST_S = 10.0, 1e6
-_OWN = ("passes", "seed", "scope", "estimator")
+if TYPE_CHECKING:
+    from service.client.prediction import Prediction
+
+_QUICK_S = 10.0
 
 
 class Talks:
@@ -65,26 +63,25 @@ class Talks:
     def describe(self, model: str | None = None, version: int | str | None = None) -> Talk[Model]:
         """Ask what a model takes and gives, anew."""
         name = model if model is not None else (yield from self._sole_model())
-        found = read_model((yield Ask(_model_path(name, version))))
+        found = read_model((yield Ask(model_path(name, version))))
         key = None if version is None else str(version)
         self._models[name, key] = self._models[name, str(found.version)] = found
         return found
 
-    def predict(self, inputs: Any, asked: Mapping[str, Any]) -> Talk[Prediction]:
+    def predict(self, inputs: Any, asked: Mapping[str, Any]) -> Talk["Prediction"]:
         """Ask for a prediction.
 
         Args:
             inputs: Rows [B, …] for a single input, or a mapping of them by input name.
             asked: As `Asked` has it.
         """
+        from service.client.predicting import predicted  # only now: it brings NumPy
+
         parameters = parameters_of({"timeout_s": self.timeout_s, **asked})
         try:
             model, version = asked.get("model"), asked.get("version")
             name = model if model is not None else (yield from self._sole_model())
-            arrays = yield from self._arrays(inputs, name, version)
-            body, headers = encode(arrays, parameters)
-            reply = yield Ask(f"{_model_path(name, version)}/infer", body, headers, _patience_s(parameters))
-            return (yield from self._prediction(reply))
+            return (yield from predicted(name, version, inputs, parameters, self._known))
         except (BadRequest, NotFound):
             self._sole = None
             self._models = {key: found for key, found in self._models.items() if key[1] is not None}
@@ -101,62 +98,3 @@ class Talks:
     def _known(self, model: str, version: int | str | None) -> Talk[Model]:
         found = self._models.get((model, None if version is None else str(version)))
         return found if found is not None else (yield from self.describe(model, version))
-
-    def _arrays(self, inputs: Any, model: str, version: int | str | None) -> Talk[dict[str, Array]]:
-        if isinstance(inputs, Mapping):
-            return {str(name): as_array(str(name), given) for name, given in inputs.items()}
-        specs = (yield from self._known(model, version)).inputs
-        if len(specs) != 1:
-            names = ", ".join(spec.name for spec in specs)
-            raise InvalidInput(f"the model takes {len(specs)} inputs; give a mapping with {names}")
-        return {specs[0].name: as_array(specs[0].name, _by_feature(specs[0], inputs))}
-
-    def _prediction(self, reply: Reply) -> Talk[Prediction]:
-        header, tensors = decode(reply)
-        try:
-            model, version = str(header["model_name"]), int(header["model_version"])
-            parameters = dict(header["parameters"])
-            own = {name: parameters[name] for name in _OWN}
-        except (KeyError, TypeError, ValueError) as error:
-            raise reply.foreign(f"gives no prediction of thinnet's ({error!r})") from None
-        tasks = (yield from self._known(model, version)).outputs
-        outputs = _by_output(tensors, [task.name for task in tasks])
-        if not all({"mean", "variance"} <= found.keys() for found in outputs.values()):
-            raise reply.foreign("gives no mean and variance of each output")
-        noise = {name: parameters.get("noise" if len(tasks) == 1 else f"{name}.noise", "unknown") for name in outputs}
-        labels = {task.name: task.labels for task in tasks if task.labels}
-        notes = tuple(parameters["notes"].splitlines()) if "notes" in parameters else ()
-        return Prediction(model, version, outputs=outputs, noise=noise, labels=labels, notes=notes, **own)
-
-
-def _by_output(tensors: Mapping[str, Array], outputs: list[str]) -> dict[str, dict[str, Array]]:
-    """Return quantities by output and name; a tensor is `<output>.<quantity>` where there are several outputs."""
-    if len(outputs) == 1:
-        return {outputs[0]: dict(tensors)}
-    return {
-        output: {name[len(output) + 1 :]: values for name, values in tensors.items() if name.startswith(f"{output}.")}
-        for output in outputs
-    }
-
-
-def _by_feature(spec: InputTensor, given: Any) -> Any:
-    """Return a data frame's columns in the order of the input's features; NumPy would take them as they stand."""
-    columns = getattr(given, "columns", None)
-    if columns is None or not spec.features:
-        return given
-    names = [str(name) for name in columns]
-    if sorted(names) != sorted(spec.features):
-        raise InvalidInput(
-            f"input {spec.name!r} takes the columns {', '.join(spec.features)}; given: {', '.join(names)}"
-        )
-    return given[list(spec.features)]
-
-
-def _patience_s(parameters: Mapping[str, Any]) -> float:
-    """Return how long a server may be silent; a time that is none is left to it to refuse."""
-    given = parameters.get("timeout_s", TIMEOUT_S)
-    return (float(given) if isinstance(given, (int, float)) and 0 < given < _MOST_S else TIMEOUT_S) + _GRACE_S
-
-
-def _model_path(model: str, version: int | str | None) -> str:
-    return path("v2", "models", model, *(() if version is None else ("versions", version)))

@@ -100,10 +100,10 @@ class RayRun:
     def open_engine(self, parameters: Parameters, kept: Mapping[str, Any]) -> RayEngine:
         """Return the engine, as `OpenEngine` has it."""
         from service.repository import Repository
-        from service.scoring.local import LocalEngine
+        from service.scoring.local import LocalEngine, only_name
 
         repository = Repository(self._folder)
-        name = repository.sole_name()
+        name = only_name(self._folder, repository)
         card, predictor = repository.card(name, parameters.version), repository.predictor(name, parameters.version)
         here = LocalEngine(predictor, parameters, kept, name, card.version)
         engine = RayEngine(here.described, here.block_rows, {**here.kept, "threads": self._threads})

@@ -1,7 +1,7 @@
 """Rows on their way from a table through an engine into parts; it does not know what becomes of them."""
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +34,7 @@ class Answering:
         measure: How answers are counted for the watch.
         watch: Who is told how it goes.
         stops: Whether the first row at fault ends the run.
+        check: Refuses columns that the result cannot hold.
     """
 
     def __init__(
@@ -45,9 +46,11 @@ class Answering:
         measure: Measure,
         watch: Watch,
         stops: bool,
+        check: "Callable[[pa.Schema], None]",
     ) -> None:
         self._table, self._engine, self._work = table, engine, work
         self._block_rows, self._measure, self._watch, self._stops = block_rows, measure, watch, stops
+        self._check = check
         self._couples = engine.described.couples_rows
         self._labels = {output.name: output.labels for output in engine.described.outputs}
         self._asked: list[Block] = []
@@ -113,7 +116,9 @@ class Answering:
                         f"{self._rows(block)}: {name} has the shape {np.shape(values)}, not a value for each row"
                     )
         batch = answered_rows(block, answers, self._labels)
-        self._names = self._names or batch.schema.names
+        if not self._names:
+            self._check(batch.schema)
+            self._names = batch.schema.names
         if batch.schema.names != self._names:
             raise RemoteFault(
                 f"{self._rows(block)}: the answer has other columns than before: "

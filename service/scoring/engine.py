@@ -4,11 +4,12 @@ It does not know who answers: a predictor of this process (`local`), a server, a
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
+from service.errors import BadRequest
 from service.scoring.block import Block
 from service.signature import Input, Output
 
@@ -46,6 +47,19 @@ class Parameters:
     precision: str = "float32"
     quantities: Sequence[str] | None = None
     version: int | str | None = None
+
+    @classmethod
+    def of(cls, asked: Mapping[str, Any]) -> "Parameters":
+        """Return what is asked by name.
+
+        Raises:
+            BadRequest: A name is unknown.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = [name for name in asked if name not in known]
+        if unknown:
+            raise BadRequest(f"{unknown[0]!r} cannot be asked for; there are {', '.join(known)}")
+        return cls(**asked)
 
     def asked(self) -> dict[str, Any]:
         """Return the keyword arguments of `Predictor.predict`."""

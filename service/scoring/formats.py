@@ -70,19 +70,25 @@ def write_json_lines(file: BinaryIO, schema: "pa.Schema", batches: Iterator["pa.
             file.write(orjson.dumps(told, str, orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY))
 
 
-def write_numpy(file: BinaryIO, schema: "pa.Schema", batches: Iterator["pa.RecordBatch"], rows: int) -> None:
-    """Write a NumPy array with a named field for each column.
+def check_columns(target: Path, schema: "pa.Schema") -> None:
+    """Refuse columns that the format of a name does not hold, before all rows are answered.
 
     Raises:
-        InvalidInput: A column is text.
+        InvalidInput: Which, and the cure.
     """
     import pyarrow as pa
 
+    if writer_of(target) is not write_numpy:
+        return
     texts = [
         field.name for field in schema if not (pa.types.is_integer(field.type) or pa.types.is_floating(field.type))
     ]
     if texts:
-        raise InvalidInput(f"a .npy file holds numbers, and {', '.join(texts)} is text; name a .parquet file")
+        raise InvalidInput(f"{target}: a .npy file holds numbers, and {', '.join(texts)} is text; name a .parquet file")
+
+
+def write_numpy(file: BinaryIO, schema: "pa.Schema", batches: Iterator["pa.RecordBatch"], rows: int) -> None:
+    """Write a NumPy array with a named field for each column, all of them numbers."""
     kind = np.dtype([(field.name, field.type.to_pandas_dtype()) for field in schema])
     header: dict[str, Any] = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (rows,)}
     np.lib.format.write_array_header_1_0(file, header)

@@ -77,7 +77,9 @@ def _feature_places(place: str, names: Sequence[str], others: tuple[int, ...], s
 
 def _mismatch(missing: Sequence[str], extra: Sequence[str], features: Sequence[str]) -> str:
     parts = [f"{what} columns: {_listed(names)}" for what, names in (("missing", missing), ("unknown", extra)) if names]
-    near = next((close[0] for name in extra if (close := difflib.get_close_matches(name, missing, 1))), None)
+    folded = {name.casefold(): name for name in missing}
+    close = (difflib.get_close_matches(name.casefold(), folded, 1) for name in extra)
+    near = next((folded[found[0]] for found in close if found), None)
     hint = f"did you mean {near!r}?" if near else f"the model takes {_listed(features)}, and id if there is one"
     return f"{', '.join(parts)}; {hint}"
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from service.errors import ModelNotFound
 from service.graph.rates import TYPICAL, Rates, assumed
 from service.repository import Repository
 from service.scoring.block import Block
 from service.scoring.engine import Answers, Described, OpenEngine, Parameters
+from service.scoring.several import by_input
 from service.scoring.table import Summary, score_table
 
 if TYPE_CHECKING:
@@ -70,10 +72,11 @@ class LocalEngine:
 
     def answers(self, blocks: Iterator[Block]) -> Iterator[Answers]:
         """Yield each block's answers."""
-        name = self.described.inputs[0].name
+        inputs = self.described.inputs
         for block in blocks:
             with assumed(self._rates), _threads(self._threads):
-                prediction = self._predictor.predict({name: block.rows}, row_offset=block.first_row, **self._asked)
+                rows = by_input(inputs, block.rows)
+                prediction = self._predictor.predict(rows, row_offset=block.first_row, **self._asked)
             self.notes = prediction.notes
             yield {
                 output: {quantity: values.numpy() for quantity, values in found.items()}
@@ -84,7 +87,7 @@ class LocalEngine:
 def _block_rows(predictor: "Predictor", passes: int) -> int:
     """Return how many rows take about a second and little memory: what a crash may cost, how often progress shows."""
     in_time = _BLOCK_S * _OPERATIONS / max(1.0, predictor.operations() * passes)
-    in_memory = _MOST_BYTES / (8 * max(1, abs(prod(predictor.inputs[0].shape))))
+    in_memory = _MOST_BYTES / (8 * max(1, sum(abs(prod(each.shape)) for each in predictor.inputs)))
     fit = min(_MOST_ROWS, int(max(1.0, min(in_time, in_memory))))
     return 1 << (fit.bit_length() - 1)
 
@@ -119,11 +122,24 @@ def open_folder(folder: Path, device: str = "cpu") -> OpenEngine:
     def open_engine(parameters: Parameters, kept: Mapping[str, Any]) -> LocalEngine:
         with assumed(_rates(kept)):
             repository = Repository(folder, device)
-            name = repository.sole_name()
+            name = only_name(folder, repository)
             predictor = repository.predictor(name, parameters.version)
         return LocalEngine(predictor, parameters, kept, name, repository.card(name, parameters.version).version)
 
     return open_engine
+
+
+def only_name(folder: Path, repository: Repository) -> str:
+    """Return the name of a folder's only model.
+
+    Raises:
+        ModelNotFound: There are several; with how to name one.
+    """
+    names = sorted({*repository.names(), *repository.faults})
+    if len(names) > 1:
+        told = f"{folder} holds several models: {', '.join(names)}"
+        raise ModelNotFound(f"{told}; name the folder of one, such as {folder / names[0]}")
+    return names[0]
 
 
 def score_locally(predictor: "Predictor", source: Path, target: Path, **asked: Any) -> Summary:
@@ -141,4 +157,4 @@ def score_locally(predictor: "Predictor", source: Path, target: Path, **asked: A
         InvalidInput: With row and column, or what is wrong with the files.
         BadRequest: What is asked for does not fit the model.
     """
-    return score_table(source, target, open_predictor(predictor), Parameters(**asked))
+    return score_table(source, target, open_predictor(predictor), Parameters.of(asked))

@@ -2,8 +2,9 @@
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol, Self, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from service.scoring.tally import Tally
 
@@ -14,7 +15,13 @@ _LINE_S = 10.0
 
 
 class Watch(AbstractContextManager["Watch"], Protocol):
-    """Who is told how a run goes; entered while it does."""
+    """Who is told how a run goes; entered while it does.
+
+    Attributes:
+        counts: Whether it shall be told how many rows there are.
+    """
+
+    counts: bool = True
 
     def begin(self, rows: int | None, done: int) -> None:
         """Take how many rows there are, about, where that is known, and how many were done before."""
@@ -26,6 +33,8 @@ class Watch(AbstractContextManager["Watch"], Protocol):
 class Silence(Watch):
     """Nobody is told."""
 
+    counts = False
+
     def begin(self, rows: int | None, done: int) -> None:
         """Say nothing."""
 
@@ -36,6 +45,36 @@ class Silence(Watch):
 
 
 SILENT = Silence()
+
+
+class Checked(Watch):
+    """Another watch, and a check at each step, which may end the run.
+
+    Args:
+        watch: The other.
+        check: Raises what ends the run.
+    """
+
+    def __init__(self, watch: Watch, check: Callable[[], None]) -> None:
+        self._watch, self._check = watch, check
+        self.counts = watch.counts
+
+    def begin(self, rows: int | None, done: int) -> None:
+        """Tell the other."""
+        self._check()
+        self._watch.begin(rows, done)
+
+    def advance(self, rows: int, tally: Tally) -> None:
+        """Tell the other."""
+        self._check()
+        self._watch.advance(rows, tally)
+
+    def __enter__(self) -> Self:
+        self._watch.__enter__()
+        return self
+
+    def __exit__(self, *how: Any) -> None:
+        self._watch.__exit__(*how)
 
 
 class Lines(Watch):

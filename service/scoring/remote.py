@@ -22,6 +22,7 @@ from service.errors import DeadlineExceeded, RemoteFault, ThinnetError, TooLarge
 from service.scoring.block import Block
 from service.scoring.engine import Answers, Described, OpenEngine, Parameters
 from service.scoring.request_rows import RequestRows
+from service.scoring.several import by_input
 from service.scoring.table import OnError, Summary, score_table
 from service.signature import Input, Output, Task
 
@@ -86,7 +87,7 @@ def score_remotely(
     """
     opened = open_server(server, model)
     return score_table(
-        source, target, opened, Parameters(**asked), on_error=on_error, restart=restart, threshold=threshold
+        source, target, opened, Parameters.of(asked), on_error=on_error, restart=restart, threshold=threshold
     )
 
 
@@ -162,7 +163,7 @@ class RemoteEngine:
         """Return a piece's answers; one that is too much for a request is asked in halves."""
         rows, began = piece.stop - piece.start, time.monotonic()
         asked = {**self._asked, "row_offset": piece.block.first_row + piece.start}
-        inputs = {self._model.inputs[0].name: piece.block.rows[piece.start : piece.stop]}
+        inputs = by_input(self.described.inputs, piece.block.rows[piece.start : piece.stop])
         try:
             prediction = await client.predict(inputs, **cast(Asked, asked))
         except (TooLarge, DeadlineExceeded) as error:

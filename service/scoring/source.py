@@ -6,6 +6,7 @@ from typing import Protocol
 
 from service.errors import InvalidInput
 from service.scoring.block import Block
+from service.scoring.several import SeveralInputs, side_by_side
 from service.signature import Input
 
 CSV, GZIPPED = (".csv",), (".csv.gz",)
@@ -51,18 +52,18 @@ def open_source(place: Path, inputs: Sequence[Input]) -> Source:
 
     Args:
         place: A file or a folder.
-        inputs: What the model takes; a table has one of them.
+        inputs: What the model takes; of several, a table has the features side by side.
 
     Raises:
         InvalidInput: It cannot be read, has another ending or other columns, or the model takes no table.
     """
     check_source(place)
-    if len(inputs) != 1:
-        names = ", ".join(f"{one.name} [rows, {', '.join(map(str, one.shape))}]" for one in inputs)
-        raise InvalidInput(
-            f"a table has rows of one input, and the model takes {names}; use Predictor.predict or POST /predict"
-        )
-    return _open(place, inputs[0], place.name.lower())
+    name, spec = place.name.lower(), side_by_side(inputs)
+    if len(inputs) == 1:
+        return _open(place, spec, name)
+    if place.is_file() and name.endswith((*NUMPY, *JSON)):
+        raise InvalidInput(f"{place} has no columns with names, and the model takes {spec.name}; give .csv or .parquet")
+    return SeveralInputs(_open(place, spec, name), inputs)
 
 
 def check_source(place: Path) -> None:

@@ -6,6 +6,7 @@ tells the index of its first row.
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from service.errors import BadRequest, VersionNotFound
 from service.scoring.answering import Answering
 from service.scoring.engine import Engine, OpenEngine, Parameters
 from service.scoring.faults import check_faults, write_faults
+from service.scoring.formats import check_columns
 from service.scoring.manifest import Manifest, content_hashes, settle
 from service.scoring.output import check_target, write_output
 from service.scoring.progress import SILENT, Watch
@@ -99,8 +101,9 @@ def score_table(
         told, (_, found_done) = engine.described, work.done()
         measure = Measure(told.outputs, told.passes, threshold)
         with watch:
-            watch.begin(table.count() if watch is not SILENT else None, found_done)
-            Answering(table, engine, work, manifest.block_rows, measure, watch, stops=on_error == "fail").run()
+            watch.begin(table.count() if watch.counts else None, found_done)
+            check = partial(check_columns, target)
+            Answering(table, engine, work, manifest.block_rows, measure, watch, on_error == "fail", check).run()
         faults = check_faults(work.parts(), on_error)
         tally = write_output(work, target, manifest.told(), measure)
         errors = write_faults(work, target, faults) if on_error == "record" else None

@@ -157,7 +157,7 @@ def test_a_full_disk_for_all_that_is_said_ends_nothing(model: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "service.cli", "serve", str(model), "--port", str(port)]
+    command = [sys.executable, "-m", "service", "serve", str(model), "--port", str(port)]
     with Path("/dev/full").open("w") as full:
         process = subprocess.Popen(command, stdout=full, stderr=full)
     found = Running(process, Path(), Path(), port)

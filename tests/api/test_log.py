@@ -285,7 +285,7 @@ def test_a_caller_who_leaves_is_gone_and_no_fault(folder: Path, repository: Repo
 
 
 def test_a_server_logs_json_to_standard_error(folder: Path) -> None:
-    command = [sys.executable, "-m", "service.cli", "serve", str(folder), "--port", "0"]
+    command = [sys.executable, "-m", "service", "serve", str(folder), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout
     assert process.stderr

@@ -10,7 +10,7 @@ from served import listening
 
 from service.api import create_app
 from service.api.keys import Keys, make_key
-from service.client import Client, talks
+from service.client import Client, predicting
 from service.client.tensors import HEADER_LENGTH
 from service.errors import (
     BadRequest,
@@ -185,7 +185,7 @@ def test_another_server_of_the_protocol_is_told_apart(script: Script) -> None:
 
 
 def test_a_server_that_is_silent_is_told(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(talks, "_GRACE_S", 0.2)
+    monkeypatch.setattr(predicting, "_GRACE_S", 0.2)
     server = script(said(200, {}), wait_s=10)
     with Client(server.url) as client, pytest.raises(DeadlineExceeded, match=r"did not answer within 0\.3 s"):
         client.predict(ROWS, model="m", timeout_s=0.1)

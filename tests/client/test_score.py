@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.client import AsyncClient, Client
-from service.errors import InvalidInput
+from service.errors import BadRequest, InvalidInput
 from service.scoring.remote import score_remotely
 
 
@@ -34,5 +34,7 @@ def test_a_bad_row_may_be_skipped_or_ends_it(client: Client, table: Path, tmp_pa
     table.write_text(table.read_text() + "1,2,\n")
     with pytest.raises(InvalidInput, match=r"row 90.*column 'z' is empty"):
         client.score(table, tmp_path / "out.csv", model="line", passes=5)
+    with pytest.raises(BadRequest, match=r"'pases' cannot be asked for; there are passes, variant"):
+        client.score(table, tmp_path / "out.csv", model="line", pases=5)
     summary = client.score(table, tmp_path / "out.csv", model="line", passes=5, on_error="skip")
     assert (summary.rows, summary.left_out) == (90, 1)

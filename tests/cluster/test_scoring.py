@@ -12,6 +12,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 import torch
+from served import save_models
 from torch import nn
 
 from service import Predictor
@@ -196,6 +197,15 @@ def test_rows_that_see_one_another_do_not_see_those_at_fault(tmp_path: Path) -> 
     score_table(source, tmp_path / "ray.csv", run.open_engine, asked, on_error="skip", open_table=run.open_table)
     assert (tmp_path / "ray.csv").read_text() == (tmp_path / "here.csv").read_text()
     assert len((tmp_path / "ray.csv").read_text().splitlines()) == 3
+
+
+def test_several_inputs_are_answered_as_in_this_process(tmp_path: Path) -> None:
+    folder, source = save_models(tmp_path / "models") / "two", tmp_path / "in.csv"
+    source.write_text("tokens.0,tokens.1,tokens.2,tokens.3,tokens.4,features.a,features.b\n1,2,3,4,5,0.5,-1\n")
+    run = RunInThisProcess(folder, "cpu", threads=1)
+    score_table(source, tmp_path / "here.csv", open_folder(folder), ASKED)
+    score_table(source, tmp_path / "ray.csv", run.open_engine, ASKED, open_table=run.open_table)
+    assert (tmp_path / "ray.csv").read_text() == (tmp_path / "here.csv").read_text()
 
 
 def test_an_actor_needs_no_folder_of_models(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def serving(
         logs_fail: Standard error is a full device, and standard output a pipe without a reader.
         environment: Settings.
     """
-    command = [sys.executable, "-m", "service.cli", "serve", str(folder), *arguments, "--port", "0"]
+    command = [sys.executable, "-m", "service", "serve", str(folder), *arguments, "--port", "0"]
     with log.open("wb") as printed, Path("/dev/full").open("wb") as full:
         out, err = (subprocess.PIPE, full) if logs_fail else (printed, subprocess.STDOUT)
         process = subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, **environment})

@@ -95,7 +95,7 @@ def test_who_has_left_costs_nothing_any_more(own: Served) -> None:
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(folder: Path, tmp_path: Path) -> None:
-    told = subprocess.run([sys.executable, "-m", "service.cli", "serve", "--help"], capture_output=True, text=True)
+    told = subprocess.run([sys.executable, "-m", "service", "serve", "--help"], capture_output=True, text=True)
     assert "--workers" in told.stdout, "thinnet serve has no --workers"
     with serving(folder, tmp_path / "log", "--workers", "2", OMP_NUM_THREADS="1") as own:
         asks = plain(60)

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,8 @@ import pytest
 from service import Predictor
 from service import score_command as command
 from service.cli import main
+from service.scoring import answering
+from service.scoring.columns import answered_rows
 from service.scoring.work_folder import place_of
 
 ROOT = Path(__file__).parents[2]
@@ -155,9 +159,12 @@ def test_the_summary_can_be_json(run: Run, tmp_path: Path) -> None:
         (("--engine", "spark"), "there is no engine 'spark'; give one of local"),
         (("--version", "7"), "has no version '7'"),
         (("--passes", "1"), "passes = 1 "),
+        (("--model", ROOT / "models"), "holds several models: diabetes, digits, digits-dropconnect, digits-rows; name"),
+        (("--url", "http://127.0.0.1:1"), "is a path; with --url give the model's name on the server, such as people"),
+        (("--url", "http://127.0.0.1:1", "--engine", "ray"), "leave out --engine and --device"),
     ],
 )
-def test_options_that_do_not_fit_are_told(more: tuple[str, ...], what: str, run: Run, tmp_path: Path) -> None:
+def test_options_that_do_not_fit_are_told(more: tuple[object, ...], what: str, run: Run, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text(GOOD)
     code, _, err = run(tmp_path / "in.csv", tmp_path / "out.csv", *more)
 
@@ -174,6 +181,49 @@ def test_an_interrupted_run_has_an_exit_code(run: Run, tmp_path: Path, monkeypat
     assert run(tmp_path / "in.csv", tmp_path / "out.csv") == (130, "", "interrupted: nothing was done yet\n")
     place_of(tmp_path / "out.csv").mkdir()
     assert "is kept: the same command goes on" in run(tmp_path / "in.csv", tmp_path / "out.csv")[2]
+
+
+def test_an_interrupt_that_a_library_swallows_ends_the_run_at_the_next_block(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def swallowing(*told: Any) -> pa.RecordBatch:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return answered_rows(*told)
+
+    (tmp_path / "in.csv").write_text(GOOD)
+    monkeypatch.setattr(answering, "answered_rows", swallowing)
+    assert run(tmp_path / "in.csv", tmp_path / "out.csv") == (130, "", "interrupted: nothing was done yet\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("imported", ["typer", "numpy", "torch.nn"])
+def test_an_interrupt_among_imports_ends_without_a_trace(imported: str, people: Path, tmp_path: Path) -> None:
+    told = ["score", people, "--output", tmp_path / "out.csv", "--model", ROOT / "models" / "diabetes"]
+    command = [sys.executable, "-X", "importtime", "-m", "service", *map(str, told)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stderr is not None
+    with process, process.stderr:
+        assert any(line.rpartition("|")[2].strip() == imported for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        rest = [line for line in process.stderr if not line.startswith("import time:")]
+    assert (process.returncode, rest) == (130, ["interrupted\n"])
+
+
+def test_what_a_result_cannot_hold_is_refused_before_anything_is_kept(run: Run, tmp_path: Path) -> None:
+    digits = ROOT / "models" / "digits"
+    code, _, err = run(digits / "example.json", tmp_path / "out.npy", "--model", digits, "--passes", "5")
+    assert code == 1
+    assert err == f"error: {tmp_path}/out.npy: a .npy file holds numbers, and label is text; name a .parquet file\n"
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_column_in_other_letters_is_recognised(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text(GOOD.replace("age", "AGE"))
+    assert "unknown columns: AGE; did you mean 'age'?" in run(tmp_path / "in.csv", tmp_path / "out.csv")[2]
 
 
 def test_a_wrong_option_is_a_matter_of_usage(run: Run, tmp_path: Path) -> None:
@@ -201,7 +251,7 @@ def test_the_same_command_gives_the_same_bytes(run: Run, people: Path, tmp_path:
 def test_twenty_kills_at_random_moments_give_the_bytes_of_an_undisturbed_run(model: Path, tmp_path: Path) -> None:
     rows = np.random.default_rng(1).normal((40.0, 170.0, 70.0), 5.0, (2_000_000, 3))
     pq.write_table(pa.table(dict(zip(("age", "height", "weight"), rows.T, strict=True))), tmp_path / "in.parquet")
-    told = [sys.executable, "-m", "service.cli", "score", str(tmp_path / "in.parquet"), "--model", str(model)]
+    told = [sys.executable, "-m", "service", "score", str(tmp_path / "in.parquet"), "--model", str(model)]
     told += ["--passes", "20", "--quiet", "--output"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     chance, kept = random.Random(7), 0

@@ -83,7 +83,7 @@ def test_numpy_takes_named_numbers_and_no_text(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["row"], np.arange(ROWS))
     np.testing.assert_allclose(found["mean"], np.arange(ROWS) / 4, rtol=1e-6)
     pq.write_table(table(), tmp_path / "named.parquet")
-    with pytest.raises(InvalidInput, match=r"a .npy file holds numbers, and id is text; name a .parquet file"):
+    with pytest.raises(InvalidInput, match=r"out.npy: a .npy file holds numbers, and id is text; name a .parquet file"):
         score(tmp_path / "named.parquet", "out.npy")
 
 

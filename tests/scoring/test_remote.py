@@ -451,7 +451,7 @@ def test_a_server_that_has_no_time_for_a_request_is_asked_in_halves_and_one_that
 
 
 def started(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "service.cli", "serve", str(folder), "--port", str(port)]
+    command = [sys.executable, "-m", "service", "serve", str(folder), "--port", str(port)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

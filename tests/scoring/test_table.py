@@ -232,7 +232,7 @@ def test_a_file_in_another_encoding_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "inputs", [[Input("x", shape=(3, 4))], [Input("a", shape=(1,)), Input("b", shape=(1,))]], ids=["image", "two"]
+    "inputs", [[Input("x", shape=(3, 4))], [Input("a", shape=(1,)), Input("b", shape=(2, 2))]], ids=["image", "two"]
 )
 def test_a_model_that_takes_no_table_is_refused(inputs: list[Input], tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"the model takes .* \[rows, "):
