@@ -32,7 +32,7 @@ class Ask:
         row_offset: Index of the first row in a larger table, for row scope.
         tolerance: The relative standard error of a row's variances at which its passes end; None runs all N.
         estimator: `sampled`: passes sample every site; `integrated`: the last one is integrated exactly.
-        precision: What products run in, `float32` or `bfloat16`.
+        precision: What products run in, `float32`, `bfloat16` or `tf32`.
 
     Raises:
         BadRequest: One of them is out of range.

@@ -18,6 +18,7 @@ from service.errors import InvalidPlan, InvalidQuantity
 from service.moments import Moments
 from service.quantities import REACHED, needs_samples, passes_used
 from service.signature import Activation, Output, Task
+from service.transfers import received
 
 
 def check_linear(output: Output, quantities: Sequence[str]) -> None:
@@ -86,7 +87,7 @@ class ConditionalAccumulator:
         if deterministic is not None:
             found["deterministic"] = deterministic.double() * self._output.scale + self._output.shift
         served = {name: found[name] for name in self._quantities}
-        return {name: (x if x.dtype == torch.int64 else x.float()).cpu().contiguous() for name, x in served.items()}
+        return received({name: x if x.dtype == torch.int64 else x.float() for name, x in served.items()})
 
     def spread(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean, variance, and the variance's relative standard error, of the passes so far [B, …] each."""

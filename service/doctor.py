@@ -10,6 +10,7 @@ import torch
 from service import __version__
 from service.errors import ThinnetError
 from service.graph.forms import path_on
+from service.graph.replayed import replays_on
 from service.plan import make_plan
 from service.predictor import Predictor
 from service.repository import Repository, check_device
@@ -31,6 +32,7 @@ def findings(models: Path, device: str) -> Iterator[tuple[str, str]]:
     yield "triton", _version("triton")
     yield "runs on", f"{found}, as {device!r} was asked for; threads on the CPU: {torch.get_num_threads()}"
     yield "dropconnect", path_on(found)
+    yield "replays", replays_on(found)
     try:
         repository = Repository(models, found)
         names = repository.names()

@@ -24,7 +24,8 @@
     ├── RemoteFault                  502  another server that does not answer, or not as agreed
     │   └── ServerUnreachable             it is not there, or the connection to it was lost
     ├── NotReady                     503
-    │   └── Draining                      the server is about to end; likewise
+    │   ├── Draining                      the server is about to end; likewise
+    │   └── OutOfMemory                   a device has no room, not even for one pass
     ├── DeadlineExceeded             504  the time that a request was given is over
     └── ModelFault                   500  a model that cannot be served
         ├── CaptureFailed                 the network cannot be read as a graph
@@ -182,6 +183,10 @@ class Draining(NotReady):
     """The server finishes what it accepted, takes nothing new, and ends."""
 
     retry_after_s = 1.0
+
+
+class OutOfMemory(NotReady):
+    """The device has no memory for what is asked, however little of it runs at once."""
 
 
 class DeadlineExceeded(ThinnetError):

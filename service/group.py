@@ -4,6 +4,7 @@ It does not know networks or noise.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -79,10 +80,16 @@ class Group:
         self._stops = rule.stops()
         self.rows, self.stop = sum(sizes), next(self._stops)
 
-    def add(self, by_output: Sequence[tuple[Tensor, ...]]) -> None:
-        """Take a chunk of passes [S, B, …] of each output."""
-        for own, raw in zip(self._statistics, by_output, strict=True):
+    def plus(self, by_output: Sequence[tuple[Tensor, ...]]) -> list[Statistics]:
+        """Return the statistics with a chunk of passes [S, B, …] of each output more; `take` makes them its own."""
+        more = [copy(each) for each in self._statistics]
+        for own, raw in zip(more, by_output, strict=True):
             own.add(*raw)
+        return more
+
+    def take(self, statistics: Sequence[Statistics]) -> None:
+        """Go on from statistics that `plus` returned."""
+        self._statistics = list(statistics)
 
     def look(self, passes: int) -> Tensor | None:
         """End the rows that have had their passes, and tell of each that ran whether it goes on [B]; None if all do."""

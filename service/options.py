@@ -11,7 +11,7 @@ VariantName = Annotated[str | None, typer.Option(help="'trained', or a variant f
 Rate = Annotated[float | None, typer.Option("--p", help="A drop rate for the whole plan.")]
 Seed = Annotated[int | None, typer.Option(help="The noise's seed; the model's own if left out.")]
 Scope = Annotated[str, typer.Option(help="'pass': one pass is one network for all rows; 'row': each row has its own.")]
-Precision = Annotated[str, typer.Option(help="What products run in: float32, or bfloat16: faster and coarser.")]
+Precision = Annotated[str, typer.Option(help="What products run in: float32; coarser: bfloat16, or tf32 on a GPU.")]
 Estimator = Annotated[str, typer.Option(help="'integrated': the last site before a linear output exactly.")]
 Tolerance = Annotated[float | None, typer.Option(help="End a row's passes at this relative error of its variances.")]
 Quantities = Annotated[list[str] | None, typer.Option("--quantity", help="One more quantity; may be given again.")]

@@ -21,19 +21,20 @@ from service.graph.archive import load_program
 from service.graph.candidates import drop_entangled
 from service.graph.capture import Captured, Example, capture, from_program
 from service.graph.compiled import Compiled, couples_rows
+from service.graph.footprint import memory_named
 from service.graph.identity import fingerprint
 from service.graph.layout import note_layouts, with_rows
 from service.graph.operations import operations_per_row
-from service.graph.precision import FLOAT32
+from service.graph.precision import FLOAT32, ruled
 from service.graph.program import drop_traces, plain_outputs
 from service.graph.signature import described_inputs, described_outputs
 from service.graph.tables import table_lengths
+from service.part import Part
 from service.plan import Override, Plan, choose_passes, fitting, fixed_passes, make_plan
 from service.prediction import Prediction
 from service.prepared import Preparation, Prepared
 from service.question import Question, finished, together
 from service.rows import Given, read_rows
-from service.run import Part
 from service.signature import Input, Output, Task
 
 
@@ -61,8 +62,10 @@ class Predictor:
         seed: int = 0,
         variant: str = "trained",
     ) -> None:
-        note_layouts(captured.program.graph, captured.example)
-        self._captured = captured
+        self._captured, self.device = captured, captured.example[0].device
+        with ruled(FLOAT32, self.device):
+            note_layouts(captured.program.graph, captured.example)
+            self.couples_rows = couples_rows(captured)
         self.inputs = described_inputs(captured, inputs)
         self.outputs = described_outputs(captured, outputs)
         self._tables = table_lengths(captured.program)
@@ -70,9 +73,7 @@ class Predictor:
         self.sites, self.lost = captured.sites(), captured.lost
         self.seed, self.variant = seed, variant
         self._own_passes = passes
-        self.couples_rows = couples_rows(captured)
         self._preparation = Preparation(captured, self.sites, self.outputs, self.couples_rows)
-        self.device = captured.example[0].device
 
     @classmethod
     def capture(
@@ -98,7 +99,9 @@ class Predictor:
             UnclaimedRandomness: Something random in it is no known site.
             ImpureGraph: It changes its own state.
         """
-        return cls(capture(module, example, torch.device(device)), inputs, outputs)
+        with ruled(FLOAT32, torch.device(device)):
+            captured = capture(module, example, torch.device(device))
+        return cls(captured, inputs, outputs)
 
     @classmethod
     def load(
@@ -113,7 +116,8 @@ class Predictor:
         exported = load_program(card.program, sha256=card.sha256)
         if torch.device(device).type != "cpu":
             exported = move_to_device_pass(exported, torch.device(device))
-        captured = replace(from_program(exported), lost=card.lost)
+        with ruled(FLOAT32, torch.device(device)):
+            captured = replace(from_program(exported), lost=card.lost)
         return cls(captured, card.inputs, card.outputs, passes=card.passes, seed=card.seed, variant=card.variant)
 
     def predict(
@@ -152,13 +156,14 @@ class Predictor:
                 tell what was reached. None runs all passes for all rows.
             quantities: What to compute besides the task's defaults.
             memory_bytes: A ceiling on what is held at once besides the inputs and the answer.
-            precision: What products run in: `float32`, or `bfloat16`, which is faster and coarser.
+            precision: What products run in: `float32`, or `bfloat16` or on a GPU `tf32`, which are faster and coarser.
 
         Raises:
             InvalidInput: The inputs do not fit.
             InvalidPlan: The variant, rate or site does not fit; NoActiveSite if nothing would be random.
             InvalidQuantity: A quantity is unknown or not this output's.
             TooLarge: Samples or quantiles would not fit into memory.
+            OutOfMemory: The device has no room for one pass of a row, or of all rows where the network couples them.
         """
         asked = Asked(
             passes,
@@ -186,10 +191,11 @@ class Predictor:
             prepared: What `prepared` returned for it; found again where None.
 
         Raises:
-            BadRequest, InvalidPlan, InvalidQuantity, TooLarge: As `predict` does.
+            BadRequest, InvalidPlan, InvalidQuantity, TooLarge, OutOfMemory: As `predict` does.
         """
-        prepared = prepared or self.prepared(asked)
-        tensors = read_rows(self.inputs, inputs, self.device, self._tables)
+        with memory_named(lambda: "the rows, or for trying their plan"):
+            prepared = prepared or self.prepared(asked)
+            tensors = read_rows(self.inputs, inputs, self.device, self._tables)
         part = Part(tensors, asked.of_passes(prepared.passes, self.seed), prepared.wanted)
         if prepared.keeps_passes:
             prepared.run.check_samples(part)

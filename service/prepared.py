@@ -14,7 +14,7 @@ from service.conditional import check_linear
 from service.errors import BadRequest, NoActiveSite
 from service.graph.capture import Captured
 from service.graph.compiled import Compiled
-from service.graph.precision import FLOAT32
+from service.graph.precision import FLOAT32, TF32
 from service.graph.sites import Site
 from service.plan import Plan, choose_passes, make_plan
 from service.quantities import known_noise, needs_samples
@@ -126,6 +126,12 @@ class Preparation:
         if ask.per_row and self._couples_rows:
             raise BadRequest(
                 "scope 'row' gives rows networks of their own, but this network couples its rows; use 'pass'"
+            )
+        device = self._captured.example[0].device
+        if ask.precision == TF32 and device.type == "cpu":
+            raise BadRequest(
+                f"precision = {TF32!r} is of GPUs, and this network runs on the {device}; ask for float32 or "
+                "bfloat16, or serve it with `--device cuda`"
             )
         wanted = tuple(quantities_of(self._outputs, asked.quantities, ask.tolerance))
         compiled = self.compile(plan, ask.precision)

@@ -24,6 +24,7 @@ from torch import Tensor
 from service.errors import InvalidQuantity
 from service.moments import Moments, Spread
 from service.signature import Activation, Output, Task
+from service.transfers import received
 
 _MOMENTS = ("mean", "variance")
 _ENTROPIES = ("entropy", "expected_entropy", "mutual_information")
@@ -101,7 +102,7 @@ class Accumulator:
         own = self._kind.of(values)
         self._moments = own if self._moments is None else self._moments.merge(own)
         if needs_samples(self._quantities):
-            self._kept.append(values.float().cpu())
+            self._kept = [*self._kept, values.float().cpu()]  # a copy made before has its own
         if "expected_entropy" in self._quantities:
             self._expected_entropy = _plus(self._expected_entropy, self._entropy(values, 1).sum(0))
         if "variation_ratio" in self._quantities:
@@ -139,7 +140,7 @@ class Accumulator:
         """
         found = self._found(deterministic)
         served = {name: found[name] for name in self._quantities}
-        return {name: (x if x.dtype == torch.int64 else x.float()).cpu().contiguous() for name, x in served.items()}
+        return received({name: x if x.dtype == torch.int64 else x.float() for name, x in served.items()})
 
     def _found(self, deterministic: Tensor | None) -> dict[str, Tensor]:
         moments = self._taken()

@@ -4,8 +4,9 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from service.job import Result, Steps
+from service.part import Part, Step
 from service.prediction import Prediction, unfinite_rows
-from service.run import Answers, Part, Run, Step
+from service.run import Answers, Run
 from service.tolerance import unsettled_rows
 
 

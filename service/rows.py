@@ -13,6 +13,7 @@ from torch import Tensor
 from service.errors import InvalidInput
 from service.graph.tables import NOWHERE
 from service.signature import Input
+from service.transfers import sent
 
 Given = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -35,7 +36,7 @@ def read_rows(
     for spec, tensor, lengths in zip(inputs, read, tables, strict=False):
         if lengths is not None:
             _check_places(spec, tensor.cpu(), lengths)
-    tensors = [tensor.to(device) for tensor in read]
+    tensors = [sent(tensor, device) for tensor in read]
     rows = {spec.name: tensor.shape[0] for spec, tensor in zip(inputs, tensors, strict=True)}
     if len(set(rows.values())) > 1:
         raise InvalidInput(f"the inputs have different numbers of rows: {rows}; give every input the same rows")

@@ -4,92 +4,35 @@ Rows of several asks run together where their noise is the same; each keeps its 
 does not know who asked or what else is running.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from math import prod
-from time import perf_counter
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from service.ask import Ask
+from service.clock import Clock, Taken
 from service.conditional import ConditionalAccumulator
 from service.datasheet import MIN_PASSES
 from service.errors import InvalidInput, TooLarge
 from service.graph.capture import Captured
 from service.graph.compiled import Compiled
 from service.graph.drawing import Draw
-from service.graph.footprint import Footprint
+from service.graph.footprint import Footprint, fits, memory_named
 from service.graph.nodes import returned, value_of
-from service.graph.rates import measured
+from service.graph.precision import FLOAT32, ruled
+from service.graph.rates import cache_of, measured
 from service.group import Group, Quantities, Rule, Statistics
 from service.job import Steps
+from service.part import Part, Step, noise_rows, rows_of
 from service.quantities import Accumulator, needs_samples
 from service.signature import Output
 
 Answers = dict[str, dict[str, Tensor]]
 _OUTSIDE = "index out of range in self"  # torch's words on the CPU
-
-
-def _always() -> bool:
-    return True
-
-
-@dataclass(eq=False)
-class Part:
-    """Rows of one ask.
-
-    Attributes:
-        tensors: The inputs [B, …].
-        ask: How many passes, and their noise.
-        wanted: The quantities of each output.
-        first_row: Index of the first row in its ask.
-        is_wanted: Whether anybody still waits for it.
-    """
-
-    tensors: tuple[Tensor, ...]
-    ask: Ask
-    wanted: tuple[tuple[str, ...], ...]
-    first_row: int = 0
-    is_wanted: Callable[[], bool] = _always
-
-    @property
-    def rows(self) -> int:
-        """How many rows."""
-        return self.tensors[0].shape[0]
-
-    @property
-    def rule(self) -> tuple[Any, ...]:
-        """What rows have in common whose statistics are taken together."""
-        return self.ask.passes, self.ask.tolerance, self.wanted
-
-    def block(self, at: int, rows: int) -> "Part":
-        """Return some neighbouring rows."""
-        return replace(self, tensors=tuple(x[at : at + rows] for x in self.tensors), first_row=self.first_row + at)
-
-
-@dataclass(frozen=True)
-class Step:
-    """How much may run before others get their turn.
-
-    Attributes:
-        row_passes: Rows × passes of the first step, and rows of any.
-        seconds: How long a step should take, one pass at least.
-    """
-
-    row_passes: int
-    seconds: float
-
-    def passes(self, rows: int, before: tuple[int, float] | None) -> int:
-        """Return the most passes of some rows in the next step, a power of two so that noise is found again.
-
-        Args:
-            rows: How many.
-            before: How many passes the step before ran, and its seconds.
-        """
-        fit = self.row_passes / rows if before is None else before[0] * min(4.0, self.seconds / before[1])
-        return 1 << max(0, int(fit).bit_length() - 1)
 
 
 @dataclass(frozen=True)
@@ -113,12 +56,10 @@ class Run:
     def rows_together(self, part: Part, step: Step | None) -> int:
         """Return how many rows like a part's run together: as many as fit into memory, one pass of them at least."""
         footprint = self.compiled.footprint(part.tensors, part.ask.per_row)
-        suffix, around = footprint.suffix, footprint.around
-        row = max(1, footprint.trunk_row, suffix.row + around.row + footprint.kept_row)
-        free = self.memory_bytes - suffix.fixed - around.fixed
         if self.couples_rows:
             return part.rows
-        return max(1, min(free // row, step.row_passes if step else free))
+        most = footprint.rows_within(self.memory_bytes)
+        return min(most, step.row_passes) if step else most
 
     def check_samples(self, part: Part) -> None:
         """Check that what must be kept of every pass fits into memory.
@@ -146,9 +87,13 @@ class Run:
 
         Raises:
             InvalidInput: The network computes places from an input that are not in its table.
+            OutOfMemory: The device has no room for one pass of a row, or of all rows where the network couples them.
         """
+        footprint = self.compiled.footprint(parts[0].tensors, parts[0].ask.per_row)
+        least = sum(part.rows for part in parts) if self.couples_rows else 1
         try:
-            yield from self._steps(parts, step)
+            with memory_named(lambda: f"a pass of {least} rows, {footprint.of_rows(least)} bytes besides the weights"):
+                yield from self._steps(parts, footprint, step)
         except IndexError as error:
             if _OUTSIDE not in str(error):
                 raise
@@ -156,23 +101,31 @@ class Run:
                 "the network looks up numbers of the inputs in a table that is shorter; give smaller ones, none below 0"
             ) from None
 
-    def _steps(self, parts: Sequence[Part], step: Step | None) -> Steps[Answers]:
-        footprint = self.compiled.footprint(parts[0].tensors, parts[0].ask.per_row)
-        if len(parts) == 1:
-            yield from self._in_blocks(parts[0], footprint, step)
-            return
-        for found in _Block(self, footprint, parts, step).steps():
-            yield {place: self._named(each) for place, each in found.items()}
+    def _steps(self, parts: Sequence[Part], footprint: Footprint, step: Step | None) -> Steps[Answers]:
+        left = dict(enumerate(parts))
+        with suppress(_TooManyRows):
+            if len(parts) > 1:
+                for found in _Block(self, footprint, parts, step).steps():
+                    left = {place: part for place, part in left.items() if place not in found}
+                    yield {place: self._named(each) for place, each in found.items()}
+                return
+        for place, part in left.items():
+            for quantities in self._in_blocks(part, footprint, step):
+                yield {} if quantities is None else {place: self._named(quantities)}
 
-    def _in_blocks(self, part: Part, footprint: Footprint, step: Step | None) -> Steps[Answers]:
-        size, blocks = self.rows_together(part, step), list[Quantities]()
-        for at in range(0, part.rows, size):
+    def _in_blocks(self, part: Part, footprint: Footprint, step: Step | None) -> Iterator[Quantities | None]:
+        """Run as many rows at once as fit, block after block; give what is known of all once the last is done."""
+        at, blocks = 0, list[Quantities]()
+        while at < part.rows:
+            size, before = self.rows_together(part, step), len(blocks)
             own = part if size >= part.rows else part.block(at, size)
-            for found in _Block(self, footprint, [own], step).steps():
-                blocks += found.values()
-                yield {0: self._named(_joined(blocks))} if len(blocks) * size >= part.rows else {}
-            if len(blocks) * size <= at:
-                return  # nobody waits any more
+            with suppress(_TooManyRows):
+                for found in _Block(self, footprint, [own], step).steps():
+                    blocks += found.values()
+                    yield _joined(blocks) if found and at + size >= part.rows else None
+                if len(blocks) == before:
+                    return  # nobody waits any more
+                at += size
 
     def reached_by_noise(self) -> list[bool]:
         """Tell for each output whether passes differ."""
@@ -189,19 +142,17 @@ class Run:
         """Return the outputs of rows with everything off, where a part asks for them."""
         if not any("deterministic" in names for names in part.wanted):
             return [None] * len(self.outputs)
-        with torch.inference_mode():
+        with ruled(FLOAT32, tensors[0].device), torch.inference_mode():
             off: tuple[Tensor, ...] = self.captured.program.graph(*tensors)
         return off
 
     def chunk(self, footprint: Footprint, shapes: Sequence[tuple[int, ...]], per_row: bool) -> int:
         """Return how many passes of a block of rows run together: as many as the cache holds, and memory."""
-        rows = shapes[0][0]
+        rows, alone = shapes[0][0], self.compiled.thinned_for(shapes, per_row) is not None
         inside, around = footprint.suffix.of(rows), footprint.around.of(rows)
-        free = self.memory_bytes - footprint.kept_row * rows
-        together, in_memory = max(1, inside), free // max(1, inside + around)
-        if self.compiled.thinned_for(shapes, per_row):  # what is inside a pass is gone before the next one
-            together, in_memory = max(1, around), (free - inside) // max(1, around)
-        return max(1, min(measured().cache_bytes // together, in_memory))
+        cache_bytes = cache_of(self.captured.example[0].device) or measured().cache_bytes
+        in_cache = cache_bytes // max(1, around if alone else inside)
+        return max(1, min(in_cache, footprint.passes_within(self.memory_bytes, rows, alone)))
 
     def group(self, parts: Sequence[Part]) -> Group:
         """Return the statistics, still empty, of parts that end by the same rule."""
@@ -211,15 +162,21 @@ class Run:
         passes = MIN_PASSES if is_fixed else part.ask.passes  # equal ones, as many as a variance needs
         tolerance = None if is_fixed else part.ask.tolerance
         rule = Rule(passes, tolerance, tuple(self.reached_by_noise()), self.couples_rows)
-        off = self._deterministic(part, _together(parts))
+        off = self._deterministic(part, rows_of(parts))
         return Group(rule, statistics, off, [each.rows for each in parts], [each.is_wanted for each in parts])
 
     def _named(self, quantities: Quantities) -> Answers:
         return {output.name: own for output, own in zip(self.outputs, quantities, strict=True)}
 
 
+class _TooManyRows(Exception):
+    """The device has no room for one pass of so many rows; the footprint's ceiling now allows fewer."""
+
+
 class _Block:
     """Rows that run together until each has had its passes.
+
+    Where the device has no memory, fewer passes run at once, then and for whoever asks such questions later.
 
     Args:
         run: The plan.
@@ -234,11 +191,17 @@ class _Block:
         for place, part in enumerate(parts):
             rules.setdefault(part.rule, []).append(place)
         ordered = [parts[place] for own in rules.values() for place in own]
-        self.tensors, self.rows = _together(ordered), _noise_rows(ordered)
-        self.groups = [run.group([parts[place] for place in own]) for own in rules.values()]
-        self.places = dict(zip(self.groups, rules.values(), strict=True))
-        self.values = run.compiled.trunk(self.tensors)
-        self.before: tuple[int, float] | None = None  # how many passes the last step ran, and its seconds
+        self.tensors, self.rows = rows_of(ordered), noise_rows(ordered)
+        self.clock = Clock(self.tensors[0].device)
+        self.before: Taken | None = None
+        if not fits(lambda: self._begin(parts, list(rules.values()))):
+            self._allow_fewer_rows()
+
+    def _begin(self, parts: Sequence[Part], rules: Sequence[Sequence[int]]) -> None:
+        """Make what all passes share."""
+        self.groups = [self.run.group([parts[place] for place in own]) for own in rules]
+        self.places = dict(zip(self.groups, rules, strict=True))
+        self.values = self.run.compiled.trunk(self.tensors)
 
     def steps(self) -> Steps[Quantities]:
         """Run a chunk a step; give the quantities of the parts that have had their passes."""
@@ -255,20 +218,58 @@ class _Block:
 
     def _run_chunk(self, first: int) -> int:
         """Run the next passes and return how many have run."""
-        shapes = [tuple(each.shape) for each in self.tensors]
-        began, chunk = perf_counter(), self.run.chunk(self.footprint, shapes, self.ask.per_row)
+        while True:
+            until = first + self._next_passes(first)
+            self.clock.begin()
+            if fits(partial(self._take, Draw(self.ask.seed, first, until - first, self.rows))):
+                self.before = self.clock.end(until - first) or self.before
+                return until
+            self._allow_fewer_passes(until - first)
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of the inputs of the rows that still run."""
+        return [tuple(each.shape) for each in self.tensors]
+
+    def _next_passes(self, first: int) -> int:
+        """Return how many passes run next."""
+        chunk = self.run.chunk(self.footprint, self.shapes, self.ask.per_row)
         if self.step:
-            chunk = min(chunk, self.step.passes(shapes[0][0], self.before))
-        until = min(first + chunk, *(group.stop for group in self.groups))
-        by_output = self.run.by_output(self.values, shapes, Draw(self.ask.seed, first, until - first, self.rows))
-        at = 0
+            chunk = min(chunk, self.step.passes(self.shapes[0][0], self.before))
+        return min(chunk, *(group.stop - first for group in self.groups))
+
+    def _take(self, draw: Draw) -> None:
+        """Run passes and take them into the statistics of all groups, or of none."""
+        is_all = len(self.groups) == 1
+        by_output, at, taken = self.run.by_output(self.values, self.shapes, draw), 0, []
         for group in self.groups:
             own = slice(at, at + group.rows)
-            is_all = len(self.groups) == 1
-            group.add(by_output if is_all else [tuple(raw[:, own] for raw in each) for each in by_output])
+            chunk = by_output if is_all else [tuple(raw[:, own] for raw in each) for each in by_output]
+            taken.append(group.plus(chunk))
             at += group.rows
-        self.before = until - first, perf_counter() - began
-        return until
+        for group, statistics in zip(self.groups, taken, strict=True):
+            group.take(statistics)
+
+    def _allow_fewer_passes(self, passes: int) -> None:
+        """Remember that so many passes had no room: half of them may."""
+        if passes == 1:
+            self._allow_fewer_rows()
+        rows, alone = self.shapes[0][0], self.run.compiled.thinned_for(self.shapes, self.ask.per_row) is not None
+        self.footprint.lower(self.footprint.of_passes(rows, passes // 2, alone))
+
+    def _allow_fewer_rows(self) -> NoReturn:
+        """Remember that one pass had no room: half of the rows may.
+
+        Raises:
+            _TooManyRows: They do not fit.
+            torch.OutOfMemoryError: Fewer cannot run.
+        """
+        rows = self.shapes[0][0]
+        if rows == 1 or self.run.couples_rows:
+            self.footprint.forget()
+            raise torch.OutOfMemoryError
+        self.footprint.lower(self.footprint.of_rows(rows // 2))
+        raise _TooManyRows
 
     def _go_on(self, kept: Sequence[Tensor | None]) -> None:
         """Go on with some rows of each group, named by truth values; None where all go on."""
@@ -283,21 +284,6 @@ class _Block:
             left = left.to(self.tensors[0].device)
             self.tensors = tuple(each[left] for each in self.tensors)
             self.values = self.run.compiled.trunk_of_rows(self.values, self.tensors, left)
-
-
-def _together(parts: Sequence[Part]) -> tuple[Tensor, ...]:
-    """Return the rows of several parts behind one another."""
-    if len(parts) == 1:
-        return parts[0].tensors
-    return tuple(torch.cat(each) for each in zip(*(part.tensors for part in parts), strict=True))
-
-
-def _noise_rows(parts: Sequence[Part]) -> Sequence[int] | None:
-    """Return the indices that the rows' noise depends on; None where it depends on none."""
-    several = [part.ask.rows(part.first_row, part.rows) for part in parts]
-    if len(several) == 1 or several[0] is None:
-        return several[0]
-    return [row for each in several for row in each or ()]
 
 
 def _joined(blocks: Sequence[Quantities]) -> Quantities:

@@ -45,7 +45,7 @@ class PredictRequest(BaseModel):
         row_offset: Index of the first row in a larger table, for scope `row`.
         estimator: `sampled`, or `integrated`: the last site before each linear output exactly, the others sampled.
         tolerance: The relative standard error of a row's variances at which its passes end; `passes` is then the most.
-        precision: What products run in: `float32`, or `bfloat16`, which is faster and coarser.
+        precision: What products run in: `float32`, or `bfloat16` or on a GPU `tf32`, which are faster and coarser.
         quantities: What to answer besides the task's defaults; `<output>.<quantity>` where there are several outputs.
         timeout_s: After how many seconds, of waiting and computing, there is no answer any more but a 504.
         dry_run: Whether only the cost is told, and nothing run.
@@ -70,7 +70,9 @@ class PredictRequest(BaseModel):
     tolerance: Annotated[
         Number | None, Field(description="end a row's passes at this relative error of its variances", examples=[0.05])
     ] = None
-    precision: Annotated[str, Field(description="what products run in: 'float32' or 'bfloat16'")] = "float32"
+    precision: Annotated[str, Field(description="what products run in: 'float32', 'bfloat16' or, on a GPU, 'tf32'")] = (
+        "float32"
+    )
     quantities: list[str] = []
     timeout_s: Annotated[
         Number | None, Field(gt=0, description="time for waiting and computing (seconds), then 504", examples=[30])

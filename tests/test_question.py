@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from service import Predictor
 from service.ask import Asked
 from service.costs import Costs
+from service.part import Step
 from service.prediction import Prediction
 from service.question import Question, finished, together
-from service.run import Step
 from service.signature import Activation, Output, Task
 
 SOFTMAX = Output(task=Task.CLASSIFICATION, activation=Activation.SOFTMAX)

@@ -50,7 +50,10 @@ def run(settings: Settings) -> int:
     keys = keys_of(settings)
     shares = is_shared(settings.device)
     if settings.workers > 1 and not shares:
-        raise NotReady(f"workers = {settings.workers} cannot share the device {settings.device!r}; serve with 1 worker")
+        raise NotReady(
+            f"workers = {settings.workers} cannot share the device {settings.device!r}; serve with 1 worker, which "
+            "keeps a GPU busy, and on each further GPU with a server of its own"
+        )
     torch.set_num_threads(1)  # a pool of threads would not be there after a fork
     with bound(settings) as listener:  # before loading: a port in use is told at once
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # no waiting for an ACK
@@ -67,6 +70,17 @@ def compute_with(threads: int) -> None:
     """Settle how the process computes: on how many threads, and how soon others get the interpreter."""
     torch.set_num_threads(threads)
     sys.setswitchinterval(_SWITCH_S)
+
+
+def keep_to_share(device: str, share: float) -> None:
+    """Let this process have no more than its share of a GPU's memory; past it a run goes on with less at once.
+
+    Args:
+        device: Where networks run.
+        share: The part of the GPU that is this process's; 1 or more, or none, bounds nothing.
+    """
+    if 0 < share < 1 and not is_shared(device):
+        torch.cuda.set_per_process_memory_fraction(share, torch.device(named_device(device)).index)
 
 
 def is_shared(device: str) -> bool:

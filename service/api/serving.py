@@ -17,12 +17,12 @@ from service.costs import Costs
 from service.errors import BadRequest, DeadlineExceeded, Draining, Overloaded, TooLarge, TooManyRequests
 from service.folder import Card
 from service.job import Job, Steps
+from service.part import Step
 from service.prediction import Prediction
 from service.predictor import Predictor
 from service.prepared import Prepared
 from service.question import Question, together
 from service.repository import Repository
-from service.run import Step
 from service.scheduler import Scheduler
 from service.settings import Settings
 from service.wire import PredictRequest

@@ -26,7 +26,7 @@ class Asked(TypedDict, total=False):
         row_offset: Index of the first row in a larger table, for scope `row`.
         estimator: `sampled` or `integrated`.
         tolerance: The relative standard error of a row's variances at which its passes end.
-        precision: What products run in: `float32` or `bfloat16`.
+        precision: What products run in: `float32`, `bfloat16` or, on a GPU, `tf32`.
         quantities: What to answer besides the task's own; `<output>.<quantity>` where there are several outputs.
         timeout_s: How long the server may take; the client's own where left out.
     """

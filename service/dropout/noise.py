@@ -23,6 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from service.transfers import sent
+
 _DOMAIN = "thinnet/1/"
 _BLOCK_BITS, _WORD_BITS, _BYTE_BITS = 256, 32, 8
 _OPEN_ENDED_STRIDE = 1 << 40  # blocks kept for one pass or row of a site that can grow
@@ -80,7 +82,7 @@ class Stream:
         found = np.empty((self.passes, 1 if rows is None else rows.shape[1], 4), dtype=np.uint64)
         found[..., 0], found[..., 1] = philox_key(part, self.seed, self.site)
         found[..., 2], found[..., 3] = (passes, 0) if rows is None else (rows, passes + np.uint64(1))
-        return torch.from_numpy(found.view(np.int64)).to(self.device)
+        return sent(torch.from_numpy(found.view(np.int64)), self.device)
 
     def uniform(self, shape: Shape, part: str = "") -> Tensor:
         """Draw U(0, 1) float64 numbers [S, R, *shape]; never 0 or 1."""
@@ -105,7 +107,7 @@ class Stream:
         else:
             index = _growth_index(shape, growing)
             values = draw(int(index.max()) + 1)[..., index]
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+        return sent(torch.from_numpy(np.ascontiguousarray(values)), self.device)
 
     def _bits(self, key: Key, count: int) -> Bits:
         return np.unpackbits(self._raw(key, count, 1), axis=-1, count=count, bitorder="little").view(np.bool_)

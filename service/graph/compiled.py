@@ -16,15 +16,16 @@ from service.errors import SelfCheckFailed
 from service.graph.capture import Captured
 from service.graph.drawing import Draw, draw_noises
 from service.graph.fixed import fix_weights
-from service.graph.footprint import Cost, Footprint, Peaks, metered
+from service.graph.footprint import Cost, Footprint, Peaks, memory_named, metered
 from service.graph.forms import Counted, Form, Formed, form_on, plain_products
 from service.graph.integrated import integrate
 from service.graph.layout import change_row, with_rows
 from service.graph.passes import RUNNERS, VECTORISED, Mode, can_fold, of_rows
-from service.graph.precision import FLOAT32, NOTE
+from service.graph.precision import FLOAT32, NOTES, ruled
 from service.graph.products import fuse_products
 from service.graph.proof import close
 from service.graph.rates import measured
+from service.graph.replayed import Replays, capture_on
 from service.graph.rewrite import Rewritten, rewrite
 from service.graph.split import Split, split
 from service.graph.thinning import Thinned, thin
@@ -59,31 +60,31 @@ class Compiled:
         integrated: Sequence[str] = (),
     ) -> None:
         self._captured = captured
-        self._precision = precision
+        self._precision, self._device = precision, captured.example[0].device
         self._wide = None if precision == FLOAT32 else Compiled(captured, plan)
         self._integrated = integrated
         self._rewritten = self._write(plan, None)
         self._footprints: dict[tuple[Any, ...], Footprint] = {}
         self._thinning: dict[tuple[Any, ...], Thinned | None] = {}
-        device = captured.example[0].device
-        self._prepare(plan, form_on(device))
+        self._prepare(plan, form_on(self._device))
         self._fault = self._kernel_fault()
         if self._fault:
             self._prepare(plan, None)
         drawn = ((noise.site, noise.variant) for noise in self._fast.noises)
-        narrowed = () if self._wide is None else (NOTE,)
-        self.notes = (*self._rewritten.notes, *plain_products(device, drawn, self._fault), *narrowed)
+        narrowed = () if self._wide is None else (NOTES[precision],)
+        self.notes = (*self._rewritten.notes, *plain_products(self._device, drawn, self._fault), *narrowed)
 
     def _prepare(self, plan: Mapping[str, Variant], form: Form | None) -> None:
         """Cut the graph, weights' noise in a form where they take it, and make its parts fast."""
         self._fast, self._plain = self._fastest(plan, form)
-        on_cpu = self._captured.example[0].device.type == "cpu"
+        on_cpu = self._device.type == "cpu"
         self.thinned = self._thin() if on_cpu else None  # elsewhere, to gather by what is kept waits for the device
         fused = fuse_products(self._plain)
         loosen_views(fused.suffix)  # the trunk gives values in other orders of memory
         self._split = replace(fused, trunk=fix_weights(fused.trunk), suffix=fix_weights(fused.suffix))
         self._vectorised = replace(self._split, suffix=fused.suffix)
         self._modes: dict[bool, Mode] = {}
+        self._replays = Replays(capture_on(self._device))
         self.stochastic = self._split.stochastic
 
     def _kernel_fault(self) -> str | None:
@@ -94,6 +95,8 @@ class Compiled:
             return self._wide._fault
         try:
             self.mode(per_row=False)
+        except torch.OutOfMemoryError:
+            raise  # it is no fault of theirs
         except Exception as error:  # whatever a compiler or a driver raises
             return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         return None
@@ -114,7 +117,7 @@ class Compiled:
 
     def trunk(self, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
         """Run what no noise reaches, once."""
-        with torch.inference_mode():
+        with ruled(self._precision, self._device), torch.inference_mode():
             values: tuple[Any, ...] = self._split.trunk.forward(*inputs, inputs[0].shape[0])
         return values
 
@@ -148,12 +151,14 @@ class Compiled:
             return []
         noises = self._draw(shapes, draw)
         mode, rows = self.mode(per_row=draw.rows is not None), shapes[0][0]
-        with torch.inference_mode():
+        with ruled(self._precision, self._device), torch.inference_mode():
             if thinned := self.thinned_for(shapes, per_row=draw.rows is not None):
                 return thinned.run(values, noises, rows)
-            return self._run(mode, values, noises, rows)
+            return self._replays.run(
+                (mode, rows), lambda values, noises: self._run(mode, values, noises, rows), values, noises
+            )
 
-    def _run(self, mode: Mode, values: tuple[Any, ...], noises: list[Tensor], rows: int) -> list[Tensor]:
+    def _run(self, mode: Mode, values: Sequence[Any], noises: Sequence[Tensor], rows: int) -> list[Tensor]:
         return RUNNERS[mode](self._vectorised if mode in VECTORISED else self._split, values, noises, rows)
 
     def mode(self, per_row: bool) -> Mode:
@@ -163,7 +168,8 @@ class Compiled:
             SelfCheckFailed: No way of running agrees with the whole graph.
         """
         if per_row not in self._modes:
-            self._modes[per_row] = self._choose(per_row)
+            with ruled(self._precision, self._device):
+                self._modes[per_row] = self._choose(per_row)
         return self._modes[per_row]
 
     def _choose(self, per_row: bool) -> Mode:
@@ -185,6 +191,8 @@ class Compiled:
             try:
                 with torch.inference_mode():
                     found = self._run(mode, values, noises, _CHECK_ROWS)
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:  # torch names no narrower class for what vmap cannot do
                 reasons.append(f"{mode}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
                 continue
@@ -259,7 +267,8 @@ class Compiled:
         if key not in self._footprints:
             if len(self._footprints) >= _FOOTPRINTS_KEPT:
                 self._footprints.clear()
-            self._footprints[key] = self._measure(inputs, per_row)
+            with memory_named(lambda: "passes of four rows, which tell how much more need"):
+                self._footprints[key] = self._measure(inputs, per_row)
         return self._footprints[key]
 
     def _measure(self, inputs: tuple[Tensor, ...], per_row: bool) -> Footprint:
@@ -281,8 +290,7 @@ class Compiled:
         return Peaks.of(trunk, suffix, own, outputs)
 
     def _draw(self, shapes: Sequence[tuple[int, ...]], draw: Draw, of: Rewritten | None = None) -> list[Tensor]:
-        device = self._captured.example[0].device
-        return draw_noises((of or self._fast).noises, self._captured.symbols, shapes, draw, device)
+        return draw_noises((of or self._fast).noises, self._captured.symbols, shapes, draw, self._device)
 
 
 def fresh_inputs(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -1,14 +1,24 @@
-"""How much memory passes and rows need, measured by running a few rows once; it does not know limits.
+"""How much memory passes and rows need, measured by running a few rows once, and what a device has turned out to hold.
 
-Weights are not counted: they are there once, however many passes run.
+Weights are not counted: they are there once, however many passes run. It does not know what a caller allows.
 """
 
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from service.errors import OutOfMemory
+
+_TRIED = re.compile(r"Tried to allocate [\d.]+ \w+")  # torch's words
+_REMEMBERED_S = 60.0
 _DRAWING = 5  # what drawing holds beside the noise itself: words, doubles, copies
 _STATISTICS = 10  # what taking an output into the statistics needs: several doubles for each of its floats
 _KEPT = 32  # what the statistics are and need to merge, whatever the passes: a dozen doubles and more for each float
@@ -32,7 +42,7 @@ class Cost:
         return Cost(max(0, two - 2 * row), row)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Footprint:
     """What a plan needs for inputs of some lengths.
 
@@ -41,12 +51,60 @@ class Footprint:
         suffix: One pass at the peak of the suffix: what the processor's cache should hold.
         around: What drawing a pass's noise and its statistics need besides.
         kept_row: Bytes of one row that the statistics of all passes hold.
+        ceiling: Bytes past which a device had no memory, so that nobody tries again for a while.
+        lowered: When it turned out, by `time.monotonic`: others, who may have had that memory, come and go.
     """
 
     trunk_row: int
     suffix: Cost
     around: Cost
     kept_row: int
+    ceiling: int = sys.maxsize
+    lowered: float = -math.inf
+
+    def lower(self, ceiling: int) -> None:
+        """Remember that there was no memory past so many bytes."""
+        self.ceiling, self.lowered = self._limit(ceiling), time.monotonic()
+
+    def forget(self) -> None:
+        """Remember nothing, for not even the least that can run had memory."""
+        self.ceiling = sys.maxsize
+
+    def of_rows(self, rows: int) -> int:
+        """Return the bytes that one pass of so many rows needs."""
+        return self.suffix.fixed + self.around.fixed + self._row * rows
+
+    def rows_within(self, most_bytes: int) -> int:
+        """Return how many rows have one pass within so many bytes, one at least."""
+        return max(1, (self._limit(most_bytes) - self.of_rows(0)) // self._row)
+
+    def of_passes(self, rows: int, passes: int, alone: bool) -> int:
+        """Return the bytes that passes of some rows need together.
+
+        Args:
+            rows: How many rows.
+            passes: How many passes.
+            alone: Whether passes run one by one: what is inside one is gone before the next.
+        """
+        once, each = self._once_and_each(rows, alone)
+        return once + each * passes
+
+    def passes_within(self, most_bytes: int, rows: int, alone: bool) -> int:
+        """Return how many passes of some rows run within so many bytes, one at least."""
+        once, each = self._once_and_each(rows, alone)
+        return max(1, (self._limit(most_bytes) - once) // each)
+
+    def _limit(self, most_bytes: int) -> int:
+        is_fresh = time.monotonic() - self.lowered < _REMEMBERED_S
+        return min(most_bytes, self.ceiling) if is_fresh else most_bytes
+
+    @property
+    def _row(self) -> int:
+        return max(1, self.trunk_row, self.suffix.row + self.around.row + self.kept_row)
+
+    def _once_and_each(self, rows: int, alone: bool) -> tuple[int, int]:
+        inside, around, kept = self.suffix.of(rows), self.around.of(rows), self.kept_row * rows
+        return (kept + inside, max(1, around)) if alone else (kept, max(1, inside + around))
 
 
 @dataclass(frozen=True)
@@ -84,6 +142,39 @@ class Meter(fx.Interpreter):
         alive = sum(size for place, size in storages.items() if place not in self._weights)
         self.peak = max(self.peak, alive + inside)
         return value
+
+
+def fits(work: Callable[[], object]) -> bool:
+    """Do some work and tell whether there was memory for it.
+
+    Who tries again does so after this: while the error is handled, its traceback holds what was made before it.
+    """
+    try:
+        work()
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+@contextmanager
+def memory_named(what: Callable[[], str]) -> Iterator[None]:
+    """Name what a device has no memory for.
+
+    Args:
+        what: Tells what it is, and how many bytes it needs where that is known.
+
+    Raises:
+        OutOfMemory: It has none.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        tried = _TRIED.search(str(error))
+        raise OutOfMemory(
+            f"the device has no memory for {what()}"
+            + (f" ({tried[0]} at the end)" if tried else "")
+            + "; ask for fewer rows, end what else uses the device, or serve on one with more memory or on the CPU"
+        ) from None
 
 
 def tensors_of(value: Any) -> list[Tensor]:

@@ -1,12 +1,15 @@
-"""Products in bfloat16: which operations they are, and how their operands and results are cast.
+"""What products run in: TF32 as a rule for the whole device, bfloat16 as casts around the operations that are products.
 
-It does not know plans. A product takes its float32 operands rounded to bfloat16 and sums in float32; its result is
+It does not know plans. A product in bfloat16 takes its float32 operands rounded and sums in float32; its result is
 float32 again, so that noise, normalisation, softmax and statistics are what they are anywhere else. Recurrent layers
 and products drawn from their moments stay in float32. A variant that chooses by value, such as standout or stochastic
 pooling, may choose otherwise where two values are within rounding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import RLock
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -14,7 +17,7 @@ from torch import Tensor, fx
 from service.graph.layout import LAYOUT
 
 aten = torch.ops.aten
-FLOAT32, BFLOAT16 = PRECISIONS = ("float32", "bfloat16")
+FLOAT32, BFLOAT16, TF32 = PRECISIONS = ("float32", "bfloat16", "tf32")
 NARROWED = frozenset(
     {
         *(aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default),
@@ -24,7 +27,36 @@ NARROWED = frozenset(
         *(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
     }
 )
-NOTE = "linear, convolution, matrix and attention products ran in bfloat16; all else in float32"
+NOTES = {
+    BFLOAT16: "linear, convolution, matrix and attention products ran in bfloat16; all else in float32",
+    TF32: "linear, convolution, matrix and recurrent products ran in TF32, 10 bits of 23; all else in float32",
+}
+_ruling = RLock()
+
+
+def ruled(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """Return a context whose float32 products on a GPU are in TF32, or in float32, as asked.
+
+    By itself torch takes TF32 for convolutions and recurrent layers. The rule is the process's, so one holds at a time.
+    """
+    return nullcontext() if device.type == "cpu" else _rule(precision == TF32)
+
+
+@contextmanager
+def _rule(tf32: bool) -> Iterator[None]:
+    products: Any = torch.backends.cuda.matmul
+    layers: Any = torch.backends.cudnn
+    with _ruling:
+        of_products, of_layers = products.fp32_precision, layers.conv.fp32_precision
+        sums = products.allow_bf16_reduced_precision_reduction
+        products.allow_tf32 = layers.allow_tf32 = tf32  # the old names set the new ones too
+        products.allow_bf16_reduced_precision_reduction = False
+        try:
+            yield
+        finally:
+            products.allow_bf16_reduced_precision_reduction = sums
+            products.allow_tf32, layers.allow_tf32 = of_products == TF32, of_layers == TF32
+            products.fp32_precision, layers.conv.fp32_precision = of_products, of_layers
 
 
 def narrow(x: Tensor) -> Tensor:

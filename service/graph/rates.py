@@ -47,6 +47,13 @@ def measured() -> Rates:
     return _known[0]
 
 
+def cache_of(device: torch.device) -> int:
+    """Return how much memory of a GPU operators may fill before all of it comes from afar: its own cache; else 0."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 0
+    return int(torch.cuda.get_device_properties(device).L2_cache_size)
+
+
 @contextmanager
 def assumed(rates: Rates) -> Iterator[None]:
     """Take rates as measured for a while: what they decide, and with it the last bits of answers, is then the same."""

@@ -51,6 +51,17 @@ def test_products_in_bfloat16_are_asked_for_and_told(client: TestClient, folder:
     assert any("bfloat16" in note for note in found["notes"])
 
 
+def test_a_device_without_memory_is_told_as_503(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Compiled, "run", full)
+        said = refused(client, 503)
+    assert "no memory for a pass of 1 rows, " in said
+    assert ask(client)["passes"]
+
+
 def test_one_row_among_others_is_the_row_alone(client: TestClient) -> None:
     together, alone = ask(client), ask(client, inputs=ROWS[1:])
     assert alone["variance"][0] == pytest.approx(together["variance"][1], rel=1e-5)

@@ -17,7 +17,8 @@ from processes import Running, running, until
 from torch import nn
 
 from service import Predictor
-from service.api.server import run
+from service.api.server import keep_to_share, run
+from service.cluster.replica import made
 from service.errors import NotReady
 from service.settings import Settings
 
@@ -122,8 +123,37 @@ def test_workers_whose_supervisor_is_killed_end_and_the_next_start_clears_up(mod
 
 
 def test_a_gpu_takes_one_worker_only() -> None:
-    with pytest.raises(NotReady, match="workers = 2 cannot share the device 'cuda:1'; serve with 1 worker"):
+    with pytest.raises(NotReady, match="workers = 2 cannot share the device 'cuda:1'; serve with 1 worker, "):
         run(Settings(device="cuda:1", workers=2))
+
+
+@pytest.mark.parametrize(
+    ("device", "share", "told"),
+    [
+        ("cuda", 0.25, [(0.25, None)]),
+        ("cuda:1", 0.5, [(0.5, 1)]),
+        ("cuda", 1.0, []),
+        ("cuda", 2.0, []),
+        ("cuda", 0.0, []),
+        ("cpu", 0.25, []),
+    ],
+)
+def test_who_shares_a_gpu_has_its_share_of_the_memory(
+    device: str, share: float, told: list[tuple[float, int | None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[float, int | None]] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: found.append(given))
+    keep_to_share(device, share)
+    assert found == told
+
+
+def test_a_replica_keeps_to_its_share(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[str, float]] = []
+    monkeypatch.setattr("service.api.server.keep_to_share", lambda *given: found.append(given))
+    monkeypatch.setattr("service.api.server.compute_with", lambda threads: None)
+    monkeypatch.setattr("service.api.log.configure", lambda settings: None)
+    made(Settings(models=models / "small", device="cpu", replica_gpus=0.5))
+    assert found == [("cpu", 0.5)]
 
 
 UNSHARED = "import service.api.server as s; s.is_shared = lambda device: False"

@@ -1,6 +1,7 @@
 """bfloat16 products: near the float32 answer, not equal to it, told in the notes, only where asked for."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from service.errors import BadRequest
 from service.graph.compiled import Compiled
 from service.graph.drawing import Draw
 from service.graph.passes import RUNNERS, Mode
-from service.graph.precision import NOTE
+from service.graph.precision import BFLOAT16, FLOAT32, NOTES, TF32, ruled
 from service.graph.rates import measured
 from service.plan import make_plan
 
@@ -56,8 +57,8 @@ def test_bfloat16_is_near_float32_pass_by_pass_and_not_equal(name: str) -> None:
 
     assert 0 < apart < 0.02  # a bfloat16 has 8 bits
     assert (mine - theirs).square().mean() < 1e-3 * theirs.var(1).mean()
-    assert NOTE in narrow.notes
-    assert NOTE not in wide.notes
+    assert NOTES[BFLOAT16] in narrow.notes
+    assert NOTES[BFLOAT16] not in wide.notes
     assert mine.dtype == torch.float32
 
 
@@ -76,6 +77,42 @@ def test_other_precisions_are_refused_by_name() -> None:
 
     with pytest.raises(BadRequest, match=r"precision = 'float16' is not served; the precisions are float32, bfloat16"):
         predictor.predict(features(3), precision="float16")
+
+
+def test_tf32_is_refused_on_a_cpu_with_the_cure() -> None:
+    predictor = Predictor.capture(mlp(nn.Dropout(0.4)).eval(), features(3))
+
+    with pytest.raises(BadRequest, match=r"'tf32' is of GPUs, .* on the cpu; ask for float32 or bfloat16, or serve it"):
+        predictor.predict(features(3), precision="tf32")
+
+
+def rules() -> tuple[str, str]:
+    """Return what products of matrices and convolutions run in on a GPU, after what torch checks when it exports."""
+    with torch.backends.cudnn.flags(enabled=True):
+        pass
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+
+
+@pytest.mark.parametrize("chosen", ["none", "ieee", "tf32"])
+def test_what_the_process_had_chosen_holds_again_afterwards(chosen: str, request: pytest.FixtureRequest) -> None:
+    """torch takes TF32 for convolutions unasked, so float32 is a rule as well."""
+    gpu, cpu, products = torch.device("cuda"), torch.device("cpu"), torch.backends.cuda.matmul
+    request.addfinalizer(partial(setattr, products, "fp32_precision", products.fp32_precision))
+    products.fp32_precision = chosen
+    before = rules()
+    with ruled(FLOAT32, gpu):
+        assert set(rules()) <= {"ieee", "none"}
+        assert not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+        with ruled(TF32, gpu):
+            assert rules() == ("tf32", "tf32")
+        assert set(rules()) <= {"ieee", "none"}
+    assert rules() == before
+    with pytest.raises(ZeroDivisionError), ruled(TF32, gpu):
+        1 / 0  # noqa: B018 # it fails
+    assert rules() == before
+    assert torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+    with ruled(TF32, cpu):
+        assert rules() == before
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])

@@ -199,9 +199,7 @@ def test_any_number_of_rows_may_come_without_memory_for_each() -> None:
 @pytest.mark.parametrize("rows", [1, 2, 7, 13])
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("directions", [1, 2])
-def test_recurrent_layers_of_any_number_of_rows_are_torchs(
-    rows: int, batch_first: bool, directions: int
-) -> None:
+def test_recurrent_layers_of_any_number_of_rows_are_torchs(rows: int, batch_first: bool, directions: int) -> None:
     layer = nn.LSTM(3, 5, 2, batch_first=batch_first, bidirectional=directions == 2)
     shape = (rows, 4, 3) if batch_first else (4, rows, 3)
     x, hx = torch.randn(shape), [torch.randn(2 * directions, rows, 5) for _ in range(2)]

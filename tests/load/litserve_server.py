@@ -1,6 +1,6 @@
 """MC dropout as LitServe's user writes it: N copies of the rows in one call, mean and variance over them.
 
-Run with the workload's name, the port, the batch size and the queue (`fast` or `usual`).
+Run with the workload's name, the port, the batch size, the queue (`fast` or `usual`) and the device, such as `cpu`.
 """
 
 import sys
@@ -61,7 +61,8 @@ class AloneByHand(ByHand):
 
 
 if __name__ == "__main__":
-    name, port, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    name, port, batch, device = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), torch.device(sys.argv[5])
     api = (ByHand if batch > 1 else AloneByHand)(name, batch)
-    server = litserve.LitServer(api, accelerator="cpu", devices=1, timeout=120, fast_queue=sys.argv[4] == "fast")
+    place = {"accelerator": device.type, "devices": 1 if device.index is None else [device.index]}
+    server = litserve.LitServer(api, **place, timeout=120, fast_queue=sys.argv[4] == "fast")
     server.run(host="127.0.0.1", port=port, log_level="warning", generate_client_file=False)

@@ -132,7 +132,7 @@ def warm_and_measure(url: str, body: Path, clients: int, seconds: float) -> Meas
 def beside_litserve(told: argparse.Namespace, workloads: list[Workload], folder: Path) -> list[Row]:
     """Measure every workload by thinnet and by LitServe at every batch size."""
     bodies, rows, mine = save(workloads, folder), [], {}
-    with serving(folder / "models", folder / "log") as own:
+    with serving(folder / "models", folder / "log", "--device", told.device) as own:
         for each in workloads:
             mine[each.name] = moments(f"{own.address}/predict", bodies[each.name]["fresh seeds"].read_bytes())
             for seeds, body in bodies[each.name].items():
@@ -142,7 +142,7 @@ def beside_litserve(told: argparse.Namespace, workloads: list[Workload], folder:
                     print_row(rows[-1])
     for each in workloads:
         for batch, queue in product(told.batches, told.queues):
-            arguments = ("litserve_server.py", each.name, "PORT", str(batch), queue)
+            arguments = ("litserve_server.py", each.name, "PORT", str(batch), queue, told.device)
             with other_server(told.litserve_python, *arguments) as url:
                 body = bodies[each.name]["fresh seeds"]
                 if not agree(mine[each.name], moments(url, body.read_bytes()), each.passes):
@@ -204,6 +204,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="*", default=BATCHES, help="LitServe's batch sizes")
     parser.add_argument("--litserve-python", default=sys.executable, help="an interpreter that has LitServe")
     parser.add_argument("--queues", nargs="+", default=["fast", "usual"], help="LitServe's queues between processes")
+    parser.add_argument("--device", default="cpu", help="where networks run, of either server: cpu, cuda, cuda:1, …")
     told = parser.parse_args()
     chosen = [each for each in WORKLOADS if each.name in WANTED and (told.only or each.name) in each.name]
     print("| workload | clients | server | requests/s | p50, ms | p99, ms | others |\n|---|---|---|---|---|---|---|")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from service import Predictor
 from service.dropout import Stream
@@ -112,6 +113,40 @@ def run_on_cuda(predictor: Predictor, state_too: bool = True) -> list[str]:
 )
 def test_a_model_runs_where_its_state_is(name: str, variants: set[str], predictor: Callable[[str], Predictor]) -> None:
     assert variants <= set(run_on_cuda(predictor(name)))
+
+
+class Rules(TorchDispatchMode):
+    """Note what products of matrices and convolutions may run in while any runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(word in str(func) for word in ("linear", "mm", "convolution", "matmul", "conv2d")):
+            self.seen |= {torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("precision", "rule"), [("float32", {"ieee", "none"}), ("tf32", {"tf32"})])
+def test_trunk_and_passes_run_under_the_rule_that_was_asked_for(
+    precision: str, rule: set[str], predictor: Callable[[str], Predictor]
+) -> None:
+    loaded = predictor("digits")
+    plan, fake = make_plan(loaded.sites, "trained", None, None), FakeTensorMode(allow_non_fake_inputs=True)
+    mode = Compiled(loaded._captured, plan).mode(per_row=False)
+    captured = moved(loaded._captured, fake, state_too=True)
+    x = captured.example
+    with fake, WithoutIndexing():
+        compiled = Compiled(captured, plan, precision)
+        compiled._modes = {False: mode}
+        with Rules() as trunk:
+            values = compiled.trunk(x)
+        with Rules() as passes:
+            compiled.run(values, [tuple(each.shape) for each in x], Draw(0, 0, PASSES, None))
+    assert trunk.seen
+    assert passes.seen
+    assert trunk.seen | passes.seen <= rule
 
 
 class Mixed(nn.Module):

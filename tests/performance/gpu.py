@@ -1,8 +1,9 @@
-"""Measure kernels and passes on a GPU: `python tests/performance/gpu.py [--device cuda:1] [--only LeNet]`.
+"""Measure kernels, passes and servers on a GPU: `python tests/performance/gpu.py [--device cuda:1] [--only LeNet]`.
 
 First DropConnect's kernels on the layer of Wan et al. 2013, beside their floors at the rates of the same run; then all
-workloads against what a user would pick instead. With `--small` both run at sizes that Triton's interpreter
-can do without a GPU, to see that they run: `TRITON_INTERPRET=1 python tests/performance/gpu.py --device cpu --small`.
+workloads against what a user would pick instead, all with products in float32; what coarser products change; and
+servers under load. With `--small` all of it runs at sizes that Triton's interpreter can do without a GPU, to see that
+it runs: `TRITON_INTERPRET=1 python tests/performance/gpu.py --device cpu --small`.
 """
 
 import argparse
@@ -10,12 +11,13 @@ import math
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-import torch  # noqa: E402 # the paths come first
+import gpu_served  # noqa: E402 # the paths come first
+import torch  # noqa: E402
 from contenders import (  # noqa: E402
     Baal,
     Contender,
@@ -29,14 +31,17 @@ from contenders import (  # noqa: E402
 )
 from devices import Machine, finished  # noqa: E402
 from judge import Judge  # noqa: E402
+from precision import COLUMNS, compared  # noqa: E402
 from report import geometric, head, line  # noqa: E402
 from timing import medians_s, metered  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
-from workloads import WORKLOADS, Workload, small_mlp  # noqa: E402
+from workloads import WORKLOADS, Block, Encoder, Recurrent, Workload, small_mlp  # noqa: E402
 
+from service import Predictor  # noqa: E402
 from service.dropout import DropConnectLinear  # noqa: E402
 from service.graph import kernels  # noqa: E402
 from service.graph.forms import path_on  # noqa: E402
+from service.graph.precision import FLOAT32, ruled  # noqa: E402
 from service.repository import check_device  # noqa: E402
 
 _ROWS = (1, 64, 1024)
@@ -86,8 +91,17 @@ def small_dropconnect(sampled: bool) -> nn.Sequential:
     return nn.Sequential(DropConnectLinear(6, 9, sampled=sampled), nn.ReLU(), DropConnectLinear(9, 2, sampled=sampled))
 
 
+def small_convolutions() -> nn.Sequential:
+    """Return convolutions, a residual block and dropout of channels and units."""
+    stem = (nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout2d(0.2), Block(4, 4, 1))
+    return nn.Sequential(*stem, nn.Flatten(), nn.Dropout(0.3), nn.Linear(36, 3))
+
+
 SMALL = (
     Workload("MLP 13-50-1", small_mlp, (13,), (1, 3), 20, 2),
+    Workload("Convolutions", small_convolutions, (1, 8, 8), (1, 3), 20, 3),
+    Workload("TransformerEncoder", lambda: Encoder(8, 2, 16, 1), (4, 8), (1, 3), 20),
+    Workload("LSTM", lambda: Recurrent(4, 6), (5, 4), (1, 3), 20),
     Workload("DropConnect, masks", lambda: small_dropconnect(False), (6,), (3,), 20),
     Workload("DropConnect, sampled", lambda: small_dropconnect(True), (6,), (3,), 20),
 )
@@ -154,8 +168,44 @@ def best_peer_s(found: dict[str, tuple[float, str]]) -> float:
     return min(right, default=math.nan)
 
 
+def passes_table(chosen: Sequence[Workload], asked: argparse.Namespace, device: torch.device) -> None:
+    """Print every workload's passes by thinnet and by its peers."""
+    peers = (HandLoop, HandFolded, CompiledBriefly if asked.small else Compiled, Baal, TorchUncertainty)
+    names, ratios = [each.name for each in peers], []
+    columns = ("workload", "rows", "passes", "thinnet, ms", *(f"{name}, ×" for name in names), "best right peer, ×")
+    print(*head(columns), sep="\n")
+    for workload in chosen:
+        for rows in workload.rows if asked.small else _ROWS:
+            moved = OnDevice.of(workload, device)
+            found = measure(moved, rows, asked.rounds, peers)
+            ratios.append(best_peer_s(found) / found[Thinnet.name][0])
+            print(workload_line(moved, rows, found, names), flush=True)
+    right = [each for each in ratios if not math.isnan(each)]  # it is not a number where no peer was right
+    print(f"\nGeometric mean of the best right peer: {geometric(right):.2f}×\n")
+
+
+def precision_table(chosen: Sequence[Workload], asked: argparse.Namespace, device: torch.device) -> None:
+    """Print what coarse products save and change."""
+    print(*head(COLUMNS), sep="\n")
+    for workload in chosen:
+        moved, rows = OnDevice.of(workload, device), workload.rows[-1] if asked.small else _ROWS[1]
+        moved = replace(moved, passes=4) if asked.small else moved
+        predictor = Predictor.capture(moved.build(), moved.inputs(2), device=device)
+        print(*compared(moved, predictor, rows, asked.rounds), sep="\n", flush=True)
+
+
+def served_table(asked: argparse.Namespace, device: torch.device) -> None:
+    """Print what servers answer, where there is what asks them."""
+    names = tuple(each for each in gpu_served.NAMES if asked.only in each)
+    if why := gpu_served.missing():
+        print(f"\nNo server was measured: {why}")
+    elif names:
+        print("", *head(gpu_served.COLUMNS), sep="\n")
+        print("", *gpu_served.measure_served(device, names[:1] if asked.small else names, asked.small), sep="\n")
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     parser.add_argument("--only", default="", help="workloads whose name holds this")
@@ -166,21 +216,15 @@ def main() -> None:
     device = check_device(asked.device)
     if asked.small:
         kernels.DEVICES.add(device.type)
-    machine = Machine.measured(device, asked.small)
-    print(f"{peer_versions()}; {machine}\nDropConnect on {device}: {path_on(device)}\n", flush=True)
-    print(*kernel_lines(machine, asked.small), "", sep="\n", flush=True)
-    peers = (HandLoop, HandFolded, CompiledBriefly if asked.small else Compiled, Baal, TorchUncertainty)
-    names, ratios = [each.name for each in peers], []
-    columns = ("workload", "rows", "passes", "thinnet, ms", *(f"{name}, ×" for name in names), "best right peer, ×")
-    print(*head(columns), sep="\n")
-    for workload in SMALL if asked.small else WORKLOADS:
-        for rows in (workload.rows if asked.small else _ROWS) if asked.only in workload.name else ():
-            moved = OnDevice.of(workload, device)
-            found = measure(moved, rows, asked.rounds, peers)
-            ratios.append(best_peer_s(found) / found[Thinnet.name][0])
-            print(workload_line(moved, rows, found, names), flush=True)
-    print(f"\nGeometric mean of the best right peer: {geometric(ratios):.2f}×")
-    print(f"At the end: {Machine.measured(device, asked.small)}")
+    chosen = [each for each in (SMALL if asked.small else WORKLOADS) if asked.only in each.name]
+    with ruled(FLOAT32, device):  # for the peers too: torch's convolutions on a GPU are in TF32 otherwise
+        machine = Machine.measured(device, asked.small)
+        print(f"{peer_versions()}; {machine}\nDropConnect on {device}: {path_on(device)}\n", flush=True)
+        print(*kernel_lines(machine, asked.small), "", sep="\n", flush=True)
+        passes_table(chosen, asked, device)
+    precision_table(chosen, asked, device)
+    served_table(asked, device)
+    print(f"\nAt the end: {Machine.measured(device, asked.small)}")
 
 
 if __name__ == "__main__":

@@ -93,10 +93,10 @@ def resnet() -> nn.Sequential:
 class Encoder(nn.Module):
     """A stock encoder and a linear layer on the average."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 256, heads: int = 4, hidden: int = 1024, layers: int = 4) -> None:
         super().__init__()
-        layer = nn.TransformerEncoderLayer(256, 4, 1024, 0.1, batch_first=True)
-        self.encoder, self.head = nn.TransformerEncoder(layer, 4), nn.Linear(256, 10)
+        layer = nn.TransformerEncoderLayer(width, heads, hidden, 0.1, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, layers), nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.head(self.encoder(x).mean(1))
@@ -106,9 +106,9 @@ class Encoder(nn.Module):
 class Recurrent(nn.Module):
     """Two LSTM layers with dropout between them, and a linear layer on the last output."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 16, hidden: int = 128) -> None:
         super().__init__()
-        self.lstm, self.head = nn.LSTM(16, 128, 2, batch_first=True, dropout=0.3), nn.Linear(128, 2)
+        self.lstm, self.head = nn.LSTM(width, hidden, 2, batch_first=True, dropout=0.3), nn.Linear(hidden, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.head(self.lstm(x)[0][:, -1])
