@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from service.dropout import DropConnect, DropConnectSampled, Stream
-from service.graph.kernels.masked import held, masked_product
+from service.graph.kernels.masked import masked_product
 from service.graph.kernels.sampled import sampled_product
+from service.graph.kernels.ties import counted
 
 _CHECKED = 4  # rows whose masks of their own are compared
 _FLOAT_BYTES = 4
@@ -58,12 +59,13 @@ class Layer:
 
     def exact(self, p: float, own: bool) -> Measured:
         """Measure one pass under exact masks: every row's own, or one for all."""
-        numbers, count = self._numbers(1, range(self.rows) if own else None), self.parameters.numel()
+        numbers = self._numbers(1, range(self.rows) if own else None)
+        count, width = self.parameters.numel(), self.parameters.shape[1]
         inputs = self.x[:, None] if own else self.x[None]
         masks_s = len(numbers) * count / 8 / self.machine.bandwidth
         return self._measured(
             f"exact masks, p = {p}, {'one for each row' if own else 'one for all rows'}",
-            lambda: masked_product(held(numbers, 1 - p, count), 1 - p, inputs, self.parameters, self.inside),
+            lambda: masked_product(counted(numbers, 1 - p, count, width), 1 - p, inputs, self.parameters, self.inside),
             self.product_s + masks_s,
             lambda found: (found.reshape(self.rows, -1), self._exactly(p, own)),
         )

@@ -4,6 +4,7 @@ It does not know plans. Triton is optional, so its modules here are imported whe
 them. With `TRITON_INTERPRET=1` they run on the CPU, slowly.
 
     numbers     Philox4x64-10 in registers: words from any bit of a stream, normals
+    ties        truth values at rates that no byte settles
     tiles       the product of two tiles
     streams     numbers written to memory
     masked      exact masks, made inside the product

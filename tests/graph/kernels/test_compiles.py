@@ -13,11 +13,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from service.graph.kernels import masked, sampled, streams
+from service.graph.kernels import masked, sampled, streams, ties
 
 TYPES = {
     "found": "*fp32", "x": "*fp32", "parameters": "*fp32", "numbers": "*i64", "noise": "*i64", "scale": "fp32",
-    "ratio": "fp32", "ties": "*i32", "before": "*i32", "settling": "*i32", "rest": "i64",
+    "ratio": "fp32", "rest": "i64",
 }
 
 
@@ -31,20 +31,18 @@ def check(kernel, constants, **types):
 def check_streams():
     check(streams._words, {"BLOCKS": 64}, found="*i64")
     check(streams._normals, {"BLOCKS": 64})
-    check(streams._count_ties, {"BLOCKS": 64})
-    check(streams._settle, {"BLOCKS": 64}, found="*i32")
+    check(ties._count, {"SEGMENTS": ties._SEGMENTS}, found="*i64")
 
 
 def check_products():
     for operand in ("*fp32", "*bf16"):
         types = {"x": operand, "parameters": operand}
-        for made, width in ((True, 1), (True, 8), (False, 8)):
-            noise = "*i64" if made else "*i32"
-            shared = {"BIAS": True, "MADE": made, "WIDTH": width, "GROUPS": 1 if width == 1 else 2, "WIDEN": False}
+        for width, settle in ((1, False), (8, False), (8, True)):
+            shared = {"WIDTH": width, "SETTLE": settle, "GROUPS": 1 if width == 1 else 2, "BIAS": True, "WIDEN": False}
             tile = {"STEP": masked._STEP, "ROWS": masked._MOST_ROWS, "OUT": masked._OUT}
-            check(masked._by_matrices, shared | tile, **types, noise=noise)
+            check(masked._by_matrices, shared | tile, **types)
             tile = {"NETWORKS": masked._NETWORKS, "OUT": masked._FEW_OUT}
-            check(masked._by_vectors, shared | tile, **types, noise=noise)
+            check(masked._by_vectors, shared | tile, **types)
         tile = {"ROWS": sampled._TILE, "OUT": sampled._TILE, "STEP": sampled._STEP, "PASSES": sampled._PASSES}
         for shared in (True, False):
             check(sampled._sampled, tile | {"BIAS": True, "SHARED": shared, "WIDEN": False}, **types)
