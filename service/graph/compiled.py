@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from service.dropout import DropConnect, DropConnectSampled, Variant
+from service.dropout import Variant
 from service.errors import SelfCheckFailed
 from service.graph.capture import Captured
 from service.graph.drawing import Draw, draw_noises
 from service.graph.fixed import fix_weights
 from service.graph.footprint import Cost, Footprint, Peaks, metered
-from service.graph.forms import Counted, Form, Formed, form_on, plain_products
+from service.graph.forms import Counted, Form, Formed, form_on, plain_notes
 from service.graph.integrated import integrate
 from service.graph.layout import change_row, with_rows
 from service.graph.passes import RUNNERS, VECTORISED, Mode, can_fold, of_rows
@@ -72,10 +72,10 @@ class Compiled:
             self._prepare(plan, None)
         drawn = ((noise.site, noise.variant) for noise in self._fast.noises)
         narrowed = () if self._wide is None else (NOTE,)
-        self.notes = (*self._rewritten.notes, *plain_products(device, drawn, self._fault), *narrowed)
+        self.notes = (*self._rewritten.notes, *plain_notes(device, drawn, self._fault), *narrowed)
 
     def _prepare(self, plan: Mapping[str, Variant], form: Form | None) -> None:
-        """Cut the graph, weights' noise in a form where they take it, and make its parts fast."""
+        """Cut the graph, noise in a form where it can be, and make its parts fast."""
         self._fast, self._plain = self._fastest(plan, form)
         on_cpu = self._captured.example[0].device.type == "cpu"
         self.thinned = self._thin() if on_cpu else None  # elsewhere, to gather by what is kept waits for the device
@@ -105,7 +105,7 @@ class Compiled:
 
     def _fastest(self, plan: Mapping[str, Variant], form: Form | None) -> tuple[Rewritten, Split]:
         """Return the graph that passes run on, and its cut; the plain graph is what it is compared with."""
-        if form is not None and any(type(each) in (DropConnect, DropConnectSampled) for each in plan.values()):
+        if form is not None and form.is_of(plan.values()):
             fast = self._write(plan, form)
             is_formed = any(isinstance(noise.variant, Formed) for noise in fast.noises)
             if is_formed and all(noise.has_rows for noise in fast.noises) and can_fold(cut := split(fast)):

@@ -1,7 +1,8 @@
-"""DropConnect's kernels on the layer of Wan et al. 2013, Table 1: time, error, and the floor that each stands on.
+"""The kernels on the layer of Wan et al. 2013, Table 1: time, error, and the floor that each stands on.
 
 The floor of exact masks is the plain product and reading a bit for each mask, the paper's own lower bound; that of
-sampled inference is writing every pass, or both moments' operations.
+sampled inference is writing every pass, or both moments' operations; that of noise after an activation function is
+writing every pass.
 """
 
 from collections.abc import Callable
@@ -13,9 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from service.dropout import DropConnect, DropConnectSampled, Stream
+from service.dropout.variant import ActivationVariant
+from service.graph.kernels.counted_sites import CountedApply, CountedNoise
 from service.graph.kernels.masked import masked_product
 from service.graph.kernels.sampled import sampled_product
 from service.graph.kernels.ties import counted
+from service.graph.shapes import BatchAxis
 
 _CHECKED = 4  # rows whose masks of their own are compared
 _FLOAT_BYTES = 4
@@ -82,6 +86,22 @@ class Layer:
             lambda found: (found, self._sampled(p)),
         )
 
+    def activated(self, variant: ActivationVariant, function: str, own: bool) -> Measured:
+        """Measure all passes of a site on the layer's inputs, after an activation function."""
+        shape, rows = (self.inside,), range(self.rows) if own else None
+        drawn = CountedNoise(of=variant)
+        noise = drawn.draw(self._stream(self.passes, rows), shape)
+        after = CountedApply(variant, BatchAxis(0), drawn, function)
+        checked = min(_CHECKED, self.passes)
+        before = after.entering(self.x.cpu().double())
+        expected = variant.apply(before, variant.draw(Stream(0, "layer.weight", 0, checked, rows), shape).double())
+        return self._measured(
+            f"{variant.name} after {function}, p = {variant.p}, {'each row its own' if own else 'one for all rows'}",
+            lambda: after(self.passes * self.rows, noise, self.x).unflatten(0, (self.passes, -1)),
+            self.machine.floor_s((self.passes + 1) * self.x.nbytes, 0),
+            lambda found: (found, expected),
+        )
+
     def _measured(
         self, name: str, run: Callable[[], Tensor], floor_s: float, pair: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> Measured:
@@ -90,8 +110,11 @@ class Layer:
         error = ((found - expected).norm() / expected.norm()).item()
         return Measured(name, device_s(run, self.machine.device), self.product_s, floor_s, error)
 
+    def _stream(self, passes: int, rows: range | None) -> Stream:
+        return Stream(0, "layer.weight", 0, passes, rows, device=self.machine.device)
+
     def _numbers(self, passes: int, rows: range | None) -> Tensor:
-        return Stream(0, "layer.weight", 0, passes, rows, device=self.machine.device).coordinates().flatten(0, 1)
+        return self._stream(passes, rows).coordinates().flatten(0, 1)
 
     def _exactly(self, p: float, own: bool) -> Tensor:
         """Return u [rows, out] of the first rows, from masks as the CPU draws them."""

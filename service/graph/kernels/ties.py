@@ -71,23 +71,25 @@ def counted(numbers: Tensor, q: float, count: int, length: int) -> Tensor:
         return numbers
     segments = triton.cdiv(count, length)
     ties = torch.empty(len(numbers), segments, dtype=torch.int64, device=numbers.device)
-    grid = len(numbers), triton.cdiv(segments, _SEGMENTS)
     with torch.cuda.device_of(numbers):
-        _count[grid](ties, numbers, segments, length, triton.cdiv(count, 32), rate.first, _SEGMENTS)
+        _count[(triton.cdiv(ties.numel(), _SEGMENTS),)](
+            ties, numbers, ties.numel(), segments, length, triton.cdiv(count, 32), rate.first, _SEGMENTS
+        )
     return torch.cat([numbers, ties.cumsum(1) - ties], 1)
 
 
 @triton.jit(do_not_specialize=VARYING)
-def _count(found, numbers, segments, length, blocks, first, SEGMENTS: tl.constexpr):
-    network, segment = tl.program_id(0), tl.program_id(1) * SEGMENTS + tl.arange(0, SEGMENTS)
-    stream, begin = stream_of(numbers, network, 4, blocks), segment.to(tl.int64) * length
+def _count(found, numbers, count, segments, length, blocks, first, SEGMENTS: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * SEGMENTS + tl.arange(0, SEGMENTS)
+    is_there, place = place < count, tl.minimum(place, count - 1)
+    stream, begin = stream_of(numbers, place // segments, 4, blocks), (place % segments) * length
     ties = tl.zeros([SEGMENTS], tl.int32)
     for start in range(0, length, 32):
         words = in_order(*words_from(stream, (begin + start) * 8))
         is_own = (start + tl.arange(0, 32) < length)[None, :]
         tied = (parts_of(words, 8).reshape([SEGMENTS, 32]) == first) & is_own
         ties += tl.sum(tied.to(tl.int32), 1)
-    tl.store(found + network.to(tl.int64) * segments + segment, ties.to(tl.int64), mask=segment < segments)
+    tl.store(found + place, ties.to(tl.int64), mask=is_there)
 
 
 @triton.jit

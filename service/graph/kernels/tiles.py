@@ -5,7 +5,7 @@ import triton.language as tl
 
 VARYING = (
     *("networks", "inputs", "rows", "held", "own", "together", "blocks", "count", "lane"),
-    *("bias", "end", "stride", "settling", "segments", "length", "first", "rest"),
+    *("bias", "end", "lines", "passes", "stride", "settling", "segments", "length", "first", "rest"),
 )
 """What differs between calls or models, for which a kernel is not compiled anew."""
 

@@ -13,11 +13,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from service.graph.kernels import masked, sampled, streams, ties
+from service.graph.kernels import activated, masked, sampled, streams, ties
 
 TYPES = {
     "found": "*fp32", "x": "*fp32", "parameters": "*fp32", "numbers": "*i64", "noise": "*i64", "scale": "fp32",
-    "ratio": "fp32", "rest": "i64",
+    "ratio": "fp32", "rest": "i64", "a": "fp32", "b": "fp32", "c": "fp32",
 }
 
 
@@ -32,6 +32,14 @@ def check_streams():
     check(streams._words, {"BLOCKS": 64}, found="*i64")
     check(streams._normals, {"BLOCKS": 64})
     check(ties._count, {"SEGMENTS": ties._SEGMENTS}, found="*i64")
+
+
+def check_activated():
+    tile = {"PASSES": 8, "LINES": 2, "APART": False, "OWN": True}
+    for law, width, settle in (("kept", 1, False), ("kept", 8, True), ("normal", 32, False), ("relaxed", 32, False)):
+        drawn = {"LAW": law, "WIDTH": width, "SETTLE": settle}
+        check(activated._activated, tile | drawn | {"FUNCTION": "gelu", "UNITS": 256, "INNER": 1}, found="*fp32")
+        check(activated._activated, tile | drawn | {"FUNCTION": "tanh", "UNITS": 16, "INNER": 16}, found="*fp32")
 
 
 def check_products():
@@ -49,7 +57,10 @@ def check_products():
 """
 
 
-@pytest.mark.parametrize("which", ["check_streams", pytest.param("check_products", marks=pytest.mark.slow)])
+SLOW = [pytest.param(each, marks=pytest.mark.slow) for each in ("check_products", "check_activated")]
+
+
+@pytest.mark.parametrize("which", ["check_streams", *SLOW])
 def test_kernels_compile_and_fit_a_gpu(which: str, tmp_path: object) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     ran = subprocess.run(

@@ -91,7 +91,7 @@ def test_masks_are_the_variants_own_to_the_bit(
     q: float, shape: tuple[int, int], rows: range | None, apart: bool
 ) -> None:
     """Each input asks for one column of the masks; one row of inputs and several take ways of their own."""
-    stream, (outside, columns) = Stream(5, "layer.weight", 2, 2, rows), shape
+    stream, columns = Stream(5, "layer.weight", 2, 2, rows), shape[1]
     noise = counted(stream.coordinates().flatten(0, 1), q, prod(shape), columns)
     asked = [columns - 2] if apart else range(columns - 1)
     x = torch.eye(columns - 1)[asked]
