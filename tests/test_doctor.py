@@ -38,6 +38,8 @@ def test_it_says_how_each_models_passes_run(
         ("dropconnect", {"cpu"}, True, "kernels: masks and normals are made in registers, inside the product"),
         ("dropconnect", {"cpu"}, False, "no kernels: triton is not installed; pip install triton"),
         ("activations", {"cpu"}, True, "noise is made in registers, after the activation function, for all passes"),
+        ("thinned products", {"cpu"}, True, "of each pass what it keeps, all in one launch, where that is faster"),
+        ("thinned products", {"cuda"}, True, "where that is faster; no kernels: they serve cuda, not cpu"),
         ("activations", {"cuda"}, True, "noise is drawn on the CPU, and kept; no kernels: they serve cuda, not cpu"),
     ],
 )

@@ -18,6 +18,7 @@ from service.graph.drawing import Draw, draw_noises
 from service.graph.fixed import fix_weights
 from service.graph.footprint import Cost, Footprint, Peaks, metered
 from service.graph.forms import Counted, Form, Formed, form_on, plain_notes
+from service.graph.grouped import group_products
 from service.graph.integrated import integrate
 from service.graph.layout import change_row, with_rows
 from service.graph.passes import RUNNERS, VECTORISED, Mode, can_fold, of_rows
@@ -79,7 +80,7 @@ class Compiled:
         self._fast, self._plain = self._fastest(plan, form)
         on_cpu = self._captured.example[0].device.type == "cpu"
         self.thinned = self._thin() if on_cpu else None  # elsewhere, to gather by what is kept waits for the device
-        fused = fuse_products(self._plain)
+        fused = group_products(fuse_products(self._plain))
         loosen_views(fused.suffix)  # the trunk gives values in other orders of memory
         self._split = replace(fused, trunk=fix_weights(fused.trunk), suffix=fix_weights(fused.suffix))
         self._vectorised = replace(self._split, suffix=fused.suffix)

@@ -66,11 +66,15 @@ def path_on(device: torch.device) -> tuple[tuple[str, str], ...]:
         return (
             ("dropconnect", "kernels: masks and normals are made in registers, inside the product"),
             ("activations", "kernels: noise is made in registers, after the activation function, for all passes"),
+            ("thinned products", "kernels: of each pass what it keeps, all in one launch, where that is faster"),
         )
-    held = "masks are packed until they are multiplied" if device.type == "cpu" else "plain products stand in"
+    on_cpu = device.type == "cpu"
+    held = "masks are packed until they are multiplied" if on_cpu else "plain products stand in"
+    thinned = "one pass after the other, where that is faster" if on_cpu else "none: products run whole"
     return (
         ("dropconnect", f"{held}; no kernels: {why}"),
         ("activations", f"noise is drawn on the CPU, and kept; no kernels: {why}"),
+        ("thinned products", f"{thinned}; no kernels: {why}"),
     )
 
 

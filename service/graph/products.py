@@ -37,7 +37,7 @@ class ScaledLinear:
     def __call__(self, rows: int, noise: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return weight · (x ∘ noise) + bias for `rows` rows in all [S · B, O]."""
         is_folded = noise.dim() > x.dim()
-        if is_folded and _is_one_product(rows, noise, x, weight):
+        if is_folded and is_one_product(rows, noise, x, weight):
             return one_product(self.apply.factors(noise, x)[:, 0], self.apply.entering(x), weight, bias)
         if is_folded and self.apply.in_parts and rows * x.shape[1] * x.element_size() > _PART_BYTES:
             return part_by_part(rows, self.apply.factors(noise, x), x, weight, bias, self.linear)
@@ -127,6 +127,6 @@ def _takes(linear: fx.Node, site: fx.Node) -> bool:
     return is_linear and is_flat and all(each.op == "get_attr" for each in fixed)
 
 
-def _is_one_product(rows: int, noise: Tensor, x: Tensor, weight: Tensor) -> bool:
+def is_one_product(rows: int, noise: Tensor, x: Tensor, weight: Tensor) -> bool:
     """Tell whether all passes share x and the noise [S, 1, J], and h ∘ W is clearly smaller than h ∘ n."""
     return noise.shape[1] == 1 and x.shape[0] * noise.shape[0] == rows and 2 * weight.shape[0] <= noise.shape[0]

@@ -102,7 +102,7 @@ def kernel_lines(machine: Machine, small: bool) -> list[str]:
     layer = Layer(machine, small)
     made = [layer.exact(p, own) for own in (True, False) for p in (0.5, 0.25, 0.3)] + [layer.sampled(0.5)]
     sites = (Bernoulli(0.5), "relu"), (Bernoulli(0.3), "gelu"), (Gaussian(0.3), "silu"), (Alpha(0.1), "tanh")
-    made += [layer.activated(*site, own) for own in (True, False) for site in sites]
+    made += [layer.activated(*site, own) for own in (True, False) for site in sites] + [layer.grouped(0.5)]
     columns = ("kernel", "µs", "plain product, µs", "× of it", "floor, µs", "× of it", "error")
     return [
         *head(columns),

@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("triton", reason="kernels need Triton, which is for Linux")
 
 ROOT = Path(__file__).parents[2]
-KERNELS, WORKLOADS = 15, 4
-NAMES = ("exact masks", "sampled inference", "bernoulli after", "gaussian after", "alpha after")
+KERNELS, WORKLOADS = 16, 4
+NAMES = ("exact masks", "sampled inference", "bernoulli after", "gaussian after", "alpha after", "grouped")
 
 
 def test_the_measuring_script_runs_end_to_end_in_the_interpreter() -> None:

@@ -2,7 +2,7 @@
 
 The floor of exact masks is the plain product and reading a bit for each mask, the paper's own lower bound; that of
 sampled inference is writing every pass, or both moments' operations; that of noise after an activation function is
-writing every pass.
+writing every pass; that of a grouped product the operations on what is kept.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,10 @@ from devices import Machine, device_s
 from torch import Tensor
 from torch.nn import functional as F
 
-from service.dropout import DropConnect, DropConnectSampled, Stream
+from service.dropout import Bernoulli, DropConnect, DropConnectSampled, Stream
 from service.dropout.variant import ActivationVariant
 from service.graph.kernels.counted_sites import CountedApply, CountedNoise
+from service.graph.kernels.grouped import grouped_product
 from service.graph.kernels.masked import masked_product
 from service.graph.kernels.sampled import sampled_product
 from service.graph.kernels.ties import counted
@@ -100,6 +101,25 @@ class Layer:
             lambda: after(self.passes * self.rows, noise, self.x).unflatten(0, (self.passes, -1)),
             self.machine.floor_s((self.passes + 1) * self.x.nbytes, 0),
             lambda found: (found, expected),
+        )
+
+    def grouped(self, p: float) -> Measured:
+        """Measure all passes of a product of what each keeps of its inputs and its outputs."""
+        variant, weight = Bernoulli(p), self.parameters[:, :-1].contiguous()
+        bias = self.parameters[:, -1].contiguous()
+        noise, after = (
+            variant.draw(Stream(0, name, 0, self.passes), (units,))[:, 0].to(self.machine.device)
+            for name, units in (("before", self.inside), ("after", len(weight)))
+        )
+        checked = slice(0, min(_CHECKED, self.passes))
+        inputs = noise[checked, None].cpu().double() * self.x.cpu().double()
+        whole = F.linear(inputs, weight.cpu().double(), bias.cpu().double())
+        kept = 2 * self.rows * ((noise != 0).sum(1) * (after != 0).sum(1)).sum().item()
+        return self._measured(
+            f"grouped product, p = {p}, Z = {self.passes}",
+            lambda: grouped_product(noise, self.x[None], weight, bias, after),
+            self.machine.floor_s(self.passes * self.rows * len(weight) * _FLOAT_BYTES, kept),
+            lambda found: (found, whole * (after[checked, None].cpu() != 0)),
         )
 
     def _measured(

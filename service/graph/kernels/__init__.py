@@ -11,6 +11,7 @@ It does not know plans. Triton is optional, so its modules here are imported whe
     sampled         both moments from one reading of W and x, then all passes
     laws            what element-wise noise does, and who shares a draw; without Triton
     activated       a site's noise and the activation function in front of it, for all passes
+    grouped         products of what each pass keeps, all passes in one launch
     counted         what the engine puts into a graph for weights: noise is where the numbers begin
     counted_sites   the same for sites on activations
 """

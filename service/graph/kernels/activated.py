@@ -56,12 +56,12 @@ def activated(numbers: Tensor, noise: Noise, sharing: Sharing, x: Tensor, passes
     inner = min(triton.next_power_of_2(sharing.inner), _INNER)
     tall = max(1, min(triton.next_power_of_2(lines), _TILE // (units * inner)))
     deep = max(1, min(triton.next_power_of_2(passes), _TILE // (units * inner * tall)))
-    tiles = triton.cdiv(lines, tall), triton.cdiv(sharing.units, units) * triton.cdiv(sharing.inner, inner)
-    parts = min(triton.cdiv(passes, deep), max(1, _PROGRAMS // (tiles[0] * tiles[1])))
+    tiles = triton.cdiv(lines, tall) * triton.cdiv(sharing.units, units) * triton.cdiv(sharing.inner, inner)
+    parts = min(triton.cdiv(passes, deep), max(1, _PROGRAMS // tiles))
     together = triton.cdiv(triton.cdiv(passes, parts), deep) * deep
     sizes = (lines, passes, together, sharing.outer, sharing.units, sharing.inner)
     with torch.cuda.device_of(x):
-        _activated[*tiles, triton.cdiv(passes, together)](
+        _activated[tiles, triton.cdiv(passes, together)](
             *(found, numbers.contiguous(), x.contiguous(), *sizes, noise.a, noise.b, noise.c),
             **rate.arguments(numbers, sharing.units),
             LAW=str(noise.law),
@@ -141,17 +141,18 @@ def _activated(
     OWN: tl.constexpr, PASSES: tl.constexpr, LINES: tl.constexpr, UNITS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
     drawing: tl.constexpr = LINES if OWN else 1  # lines with noise of their own
-    across = tl.cdiv(inner, INNER)
-    tile = tl.program_id(1) // across
-    line, unit = tl.program_id(0) * LINES + tl.arange(0, LINES), tile * UNITS + tl.arange(0, UNITS)
-    within = (tl.program_id(1) % across) * INNER + tl.arange(0, INNER)
+    deep, wide = tl.cdiv(inner, INNER), tl.cdiv(units, UNITS)
+    which = tl.program_id(0)
+    within = (which % deep) * INNER + tl.arange(0, INNER)
+    tile = (which // deep) % wide
+    line, unit = (which // deep // wide) * LINES + tl.arange(0, LINES), tile * UNITS + tl.arange(0, UNITS)
     is_unit = (unit < units)[None, :]
     is_here = ((line < lines)[:, None] & is_unit)[None, :, :, None] & (within < inner)[None, None, None, :]
     place = (line.to(tl.int64)[:, None] * units + unit[None, :])[None, :, :, None] * inner + within[None, None, None, :]
     size = lines.to(tl.int64) * units * inner
     row = tl.minimum(line, lines - 1) // outer if OWN else tl.arange(0, 1)
     rows = lines // outer if OWN else 1
-    begin = tl.program_id(2) * together
+    begin = tl.program_id(1) * together
     value = tl.load(x + place, mask=is_here, other=0.0)
     for start in range(begin, tl.minimum(begin + together, passes), PASSES):
         number = start + tl.arange(0, PASSES)

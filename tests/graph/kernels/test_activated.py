@@ -125,7 +125,6 @@ LAWS = (
     *(the_mean_is_its_closed_form, the_variance_is_its_closed_form, noise_is_shared_as_declared),
     *(rows_share_one_network_in_scope_pass, rows_are_independent_in_scope_row, passes_are_independent),
 )
-FAST = (Bernoulli(0.3), Spatial(0.5))
 
 
 def through_the_kernel(variant: ActivationVariant) -> ActivationVariant:
@@ -150,11 +149,8 @@ def _acted(variant: ActivationVariant, noise: bytes, shape: torch.Size, x: bytes
     return acted(variant, numbers, rows, len(numbers) * len(rows)).view(len(numbers), *given)
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [each if each in FAST else pytest.param(each, marks=pytest.mark.slow) for each in VARIANTS if each.p > 0.01],
-    ids=repr,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [each for each in VARIANTS if each.p > 0.01], ids=repr)
 def test_it_keeps_the_laws(variant: ActivationVariant, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.graph.kernels.activated._TILE", 1 << 19)  # the interpreter takes as long for few
     monkeypatch.setattr("service.graph.kernels.ties._SEGMENTS", 1 << 12)

@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from service.graph.kernels import activated, masked, sampled, streams, ties
+from service.graph.kernels import activated, grouped, masked, sampled, streams, ties
 
 TYPES = {
     "found": "*fp32", "x": "*fp32", "parameters": "*fp32", "numbers": "*i64", "noise": "*i64", "scale": "fp32",
@@ -42,6 +42,14 @@ def check_activated():
         check(activated._activated, tile | drawn | {"FUNCTION": "tanh", "UNITS": 16, "INNER": 16}, found="*fp32")
 
 
+def check_grouped():
+    for operand in ("*fp32", "*bf16"):
+        types = dict.fromkeys(("found", "noise", "x", "weight", "bias"), operand)
+        lists = dict.fromkeys(("inputs", "input_counts", "outputs", "output_counts"), "*i64")
+        tile = {"ROWS": grouped._MOST_ROWS, "OUT": grouped._OUT, "STEP": grouped._STEP, "WIDEN": False}
+        check(grouped._grouped, tile | {"APART": True, "BIAS": True, "PART": True}, **types, **lists)
+
+
 def check_products():
     for operand in ("*fp32", "*bf16"):
         types = {"x": operand, "parameters": operand}
@@ -57,7 +65,7 @@ def check_products():
 """
 
 
-SLOW = [pytest.param(each, marks=pytest.mark.slow) for each in ("check_products", "check_activated")]
+SLOW = [pytest.param(each, marks=pytest.mark.slow) for each in ("check_products", "check_activated", "check_grouped")]
 
 
 @pytest.mark.parametrize("which", ["check_streams", *SLOW])
