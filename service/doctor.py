@@ -31,7 +31,7 @@ def findings(models: Path, device: str) -> Iterator[tuple[str, str]]:
     yield "torch", f"{torch.__version__}, {_gpus()}"
     yield "triton", _version("triton")
     yield "runs on", f"{found}, as {device!r} was asked for; threads on the CPU: {torch.get_num_threads()}"
-    yield "dropconnect", path_on(found)
+    yield from path_on(found)
     yield "replays", replays_on(found)
     try:
         repository = Repository(models, found)

@@ -32,20 +32,24 @@ def test_it_says_how_each_models_passes_run(
 
 
 @pytest.mark.parametrize(
-    ("device", "devices", "triton", "said"),
+    ("what", "devices", "triton", "said"),
     [
-        ("cpu", {"cuda"}, True, "masks are packed until they are multiplied; no kernels: they serve cuda, not cpu"),
-        ("cpu", {"cpu"}, True, "kernels: masks and normals are made in registers, inside the product"),
-        ("cpu", {"cpu"}, False, "no kernels: triton is not installed; pip install triton"),
+        ("dropconnect", {"cuda"}, True, "packed until they are multiplied; no kernels: they serve cuda, not cpu"),
+        ("dropconnect", {"cpu"}, True, "kernels: masks and normals are made in registers, inside the product"),
+        ("dropconnect", {"cpu"}, False, "no kernels: triton is not installed; pip install triton"),
+        ("activations", {"cpu"}, True, "noise is made in registers, after the activation function, for all passes"),
+        ("thinned products", {"cpu"}, True, "of each pass what it keeps, all in one launch, where that is faster"),
+        ("thinned products", {"cuda"}, True, "where that is faster; no kernels: they serve cuda, not cpu"),
+        ("activations", {"cuda"}, True, "noise is drawn on the CPU, and kept; no kernels: they serve cuda, not cpu"),
     ],
 )
-def test_it_says_which_path_dropconnect_takes_and_why(
-    device: str, devices: set[str], triton: bool, said: str, monkeypatch: pytest.MonkeyPatch
+def test_it_says_which_path_noise_takes_and_why(
+    what: str, devices: set[str], triton: bool, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.graph.kernels.DEVICES", devices)
     monkeypatch.setattr("service.graph.kernels.find_spec", lambda name: triton or None)
 
-    assert dict(findings(MODELS / "none", device))["dropconnect"].endswith(said)
+    assert dict(findings(MODELS / "none", "cpu"))[what].endswith(said)
 
 
 def test_without_models_it_says_so_and_still_tells_of_the_machine(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ class Concrete(ActivationVariant):
         return x.square() * (max(0.0, self._moment(2) - self._moment(1) ** 2) / self.q**2)
 
     def _relaxed(self, logit_u: Tensor) -> Tensor:
-        return torch.sigmoid(-(_logit(self.p) + logit_u) / self.t)
+        return torch.sigmoid(-(logit(self.p) + logit_u) / self.t)
 
     def _moment(self, power: int) -> float:
         """Return E z^power by the trapezoidal rule over v = logit u, whose density is sigm(v) sigm(-v)."""
@@ -98,7 +98,8 @@ class SpatialConcrete(Concrete):
         return super().draw(stream, shared_after_first(shape))
 
 
-def _logit(p: float) -> float:
+def logit(p: float) -> float:
+    """Return log(p / (1 - p)); -∞ at 0."""
     return log(p) - log(1 - p) if p else -inf
 
 
@@ -133,7 +134,7 @@ class ConcreteDropout(nn.Module):
         if known.p == 0:
             raise InvalidPlan(f"{known.name}: a rate of 0 cannot be learned from; give 0 < p < 1")
         self.t = known.t
-        self.p_logit = nn.Parameter(torch.tensor(_logit(known.p)))
+        self.p_logit = nn.Parameter(torch.tensor(logit(known.p)))
 
     @property
     def p(self) -> Tensor:

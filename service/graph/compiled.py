@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from service.dropout import DropConnect, DropConnectSampled, Variant
+from service.dropout import Variant
 from service.errors import SelfCheckFailed
 from service.graph.capture import Captured
 from service.graph.drawing import Draw, draw_noises
 from service.graph.fixed import fix_weights
 from service.graph.footprint import Cost, Footprint, Peaks, memory_named, metered
-from service.graph.forms import Counted, Form, Formed, form_on, plain_products
+from service.graph.forms import Counted, Form, Formed, form_on, plain_notes
+from service.graph.grouped import group_products
 from service.graph.integrated import integrate
 from service.graph.layout import change_row, with_rows
 from service.graph.passes import RUNNERS, VECTORISED, Mode, can_fold, of_rows
@@ -72,14 +73,14 @@ class Compiled:
             self._prepare(plan, None)
         drawn = ((noise.site, noise.variant) for noise in self._fast.noises)
         narrowed = () if self._wide is None else (NOTES[precision],)
-        self.notes = (*self._rewritten.notes, *plain_products(self._device, drawn, self._fault), *narrowed)
+        self.notes = (*self._rewritten.notes, *plain_notes(self._device, drawn, self._fault), *narrowed)
 
     def _prepare(self, plan: Mapping[str, Variant], form: Form | None) -> None:
-        """Cut the graph, weights' noise in a form where they take it, and make its parts fast."""
+        """Cut the graph, noise in a form where it can be, and make its parts fast."""
         self._fast, self._plain = self._fastest(plan, form)
         on_cpu = self._device.type == "cpu"
         self.thinned = self._thin() if on_cpu else None  # elsewhere, to gather by what is kept waits for the device
-        fused = fuse_products(self._plain)
+        fused = group_products(fuse_products(self._plain))
         loosen_views(fused.suffix)  # the trunk gives values in other orders of memory
         self._split = replace(fused, trunk=fix_weights(fused.trunk), suffix=fix_weights(fused.suffix))
         self._vectorised = replace(self._split, suffix=fused.suffix)
@@ -108,7 +109,7 @@ class Compiled:
 
     def _fastest(self, plan: Mapping[str, Variant], form: Form | None) -> tuple[Rewritten, Split]:
         """Return the graph that passes run on, and its cut; the plain graph is what it is compared with."""
-        if form is not None and any(type(each) in (DropConnect, DropConnectSampled) for each in plan.values()):
+        if form is not None and form.is_of(plan.values()):
             fast = self._write(plan, form)
             is_formed = any(isinstance(noise.variant, Formed) for noise in fast.noises)
             if is_formed and all(noise.has_rows for noise in fast.noises) and can_fold(cut := split(fast)):

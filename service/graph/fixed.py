@@ -140,7 +140,7 @@ def fix_weights(module: fx.GraphModule) -> fx.GraphModule:
     for node in list(graph.nodes) if HAS_ONEDNN else ():
         if node.target is aten.linear.default:
             writer.linear(node)
-        elif isinstance(node.target, ScaledLinear):
+        elif type(node.target) is ScaledLinear:
             writer.scaled_linear(node)
         elif node.target is aten.conv2d.default:
             writer.convolution(node)

@@ -1,6 +1,10 @@
-"""In what form weights' noise is drawn on a device, for the products that take it; it does not multiply."""
+"""In what form noise is drawn on a device, for what takes it so: weights' products and element-wise sites.
 
-from collections.abc import Callable, Iterable
+It neither multiplies nor acts.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -8,33 +12,76 @@ from service.dropout import DropConnect, DropConnectSampled, Variant
 from service.graph import kernels
 from service.graph.bit_masks import PackedDropConnect, packed_form
 from service.graph.kernels.counted import CountedDropConnect, CountedSampled, counted_form
+from service.graph.kernels.counted_sites import CountedNoise, counted_site
+from service.graph.kernels.laws import ELEMENTWISE
 from service.graph.weights import WeightSite
 
-Counted = CountedDropConnect | CountedSampled
+Counted = CountedDropConnect | CountedSampled | CountedNoise
 Formed = PackedDropConnect | Counted
-Form = Callable[[WeightSite, Variant], Formed | None]
+_OF_WEIGHTS: frozenset[type[Variant]] = frozenset({DropConnect, DropConnectSampled})
+_SERVED = (
+    (_OF_WEIGHTS, "products stand", "float32 weights of linear layers, rows on the first axis"),
+    (ELEMENTWISE, "noise stands", "sites of fixed lengths"),
+)
+
+
+def _nowhere(variant: Variant, shape: Sequence[object], channel_axes: int) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of noise.
+
+    Attributes:
+        variants: Whose noise has it.
+        weight: What draws it for a weight; None where the weight's uses do not take it.
+        site: What draws it for an activation's site, by the row's shape and how many of its axes number channels.
+    """
+
+    variants: frozenset[type[Variant]]
+    weight: Callable[[WeightSite, Variant], PackedDropConnect | CountedDropConnect | CountedSampled | None]
+    site: Callable[[Variant, Sequence[object], int], CountedNoise | None] = _nowhere
+
+    def is_of(self, variants: Iterable[Variant]) -> bool:
+        """Tell whether the noise of any of these may have it."""
+        return any(type(each) in self.variants for each in variants)
+
+
+_PACKED = Form(_OF_WEIGHTS, packed_form)
+_COUNTED = Form(_OF_WEIGHTS | ELEMENTWISE, counted_form, counted_site)
 
 
 def form_on(device: torch.device) -> Form | None:
     """Return the form that is fastest on a device; None where the variants' own serves."""
     if kernels.refusal(device) is None:
-        return counted_form
-    return packed_form if device.type == "cpu" else None
+        return _COUNTED
+    return _PACKED if device.type == "cpu" else None
 
 
-def path_on(device: torch.device) -> str:
-    """Say how DropConnect's products run on a device, and why."""
+def path_on(device: torch.device) -> tuple[tuple[str, str], ...]:
+    """Say how DropConnect's products and element-wise sites run on a device, and why."""
     why = kernels.refusal(device)
     if why is None:
-        return "kernels: masks and normals are made in registers, inside the product"
-    held = "masks are packed until they are multiplied" if device.type == "cpu" else "plain products stand in"
-    return f"{held}; no kernels: {why}"
+        return (
+            ("dropconnect", "kernels: masks and normals are made in registers, inside the product"),
+            ("activations", "kernels: noise is made in registers, after the activation function, for all passes"),
+            ("thinned products", "kernels: of each pass what it keeps, all in one launch, where that is faster"),
+        )
+    on_cpu = device.type == "cpu"
+    held = "masks are packed until they are multiplied" if on_cpu else "plain products stand in"
+    thinned = "one pass after the other, where that is faster" if on_cpu else "none: products run whole"
+    return (
+        ("dropconnect", f"{held}; no kernels: {why}"),
+        ("activations", f"noise is drawn on the CPU, and kept; no kernels: {why}"),
+        ("thinned products", f"{thinned}; no kernels: {why}"),
+    )
 
 
-def plain_products(
+def plain_notes(
     device: torch.device, drawn: Iterable[tuple[str, Variant]], fault: str | None = None
 ) -> tuple[str, ...]:
-    """Say where plain products stand in for kernels, and why; on the CPU none are missed.
+    """Say where plain products and noise stand in for kernels, and why; on the CPU none are missed.
 
     Args:
         device: Where passes run.
@@ -44,10 +91,10 @@ def plain_products(
     why = kernels.refusal(device)
     if why is not None and device.type == "cpu":
         return ()
-    left = [site for site, variant in drawn if type(variant) in (DropConnect, DropConnectSampled)]
-    why = (
-        why
-        or fault
-        or "they serve float32 weights of linear layers, rows on the first axis, whose passes fold into the rows"
-    )
-    return (f"{', '.join(left)}: plain products stand in for kernels: {why}",) if left else ()
+    drawn, notes = list(drawn), []
+    for variants, plain, served in _SERVED:
+        left = [site for site, variant in drawn if type(variant) in variants]
+        said = why or fault or f"they serve {served}, whose passes fold into the rows"
+        if left:
+            notes.append(f"{', '.join(left)}: plain {plain} in for kernels: {said}")
+    return tuple(notes)

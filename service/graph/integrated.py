@@ -19,11 +19,12 @@ from torch import fx
 from service.dropout import Bernoulli, DropConnect, DropConnectSampled, Gaussian, Variant
 from service.dropout.variant import ActivationVariant
 from service.errors import InvalidPlan
+from service.graph.acting import Apply
 from service.graph.bit_masks import Layer, NoisyProduct
 from service.graph.layout import LAYOUT
 from service.graph.nodes import node_operand, operand, operator_name, returned
 from service.graph.noisy_weights import MaskColumns
-from service.graph.rewrite import Apply, Rewritten
+from service.graph.rewrite import Rewritten
 
 aten = torch.ops.aten
 _LINEAR = {

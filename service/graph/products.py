@@ -12,8 +12,9 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from service.dropout.variant import ActivationVariant
+from service.graph.acting import Apply
+from service.graph.kernels.counted_sites import take_in_functions
 from service.graph.nodes import is_tensor, operand, value_of
-from service.graph.rewrite import Apply
 from service.graph.shapes import BatchAxis
 from service.graph.split import Split
 
@@ -36,10 +37,10 @@ class ScaledLinear:
     def __call__(self, rows: int, noise: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return weight · (x ∘ noise) + bias for `rows` rows in all [S · B, O]."""
         is_folded = noise.dim() > x.dim()
-        if is_folded and _is_one_product(rows, noise, x, weight):
-            return one_product(noise[:, 0].to(x.dtype), x, weight, bias)
-        if is_folded and rows * x.shape[1] * x.element_size() > _PART_BYTES:
-            return part_by_part(rows, noise.to(x.dtype), x, weight, bias, self.linear)
+        if is_folded and is_one_product(rows, noise, x, weight):
+            return one_product(self.apply.factors(noise, x)[:, 0], self.apply.entering(x), weight, bias)
+        if is_folded and self.apply.in_parts and rows * x.shape[1] * x.element_size() > _PART_BYTES:
+            return part_by_part(rows, self.apply.factors(noise, x), x, weight, bias, self.linear)
         return self.linear(self.apply(rows, noise, x), weight, bias)
 
 
@@ -87,9 +88,13 @@ def one_product(noise: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -
 
 
 def fuse_products(split: Split) -> Split:
-    """Return a cut whose linear layers take in the site before them, where that site feeds linear layers alone."""
+    """Return a cut whose linear layers take in the site before them, where that site feeds linear layers alone.
+
+    Sites whose noise kernels make take in the activation function before them.
+    """
     graph = fx.Graph()
     graph.output(graph.graph_copy(split.suffix.graph, {}))
+    take_in_functions(graph)
     for node in list(graph.nodes):
         if _is_scaling(node) and node.users and all(_takes(user, node) for user in node.users):
             for user in list(node.users):
@@ -122,6 +127,6 @@ def _takes(linear: fx.Node, site: fx.Node) -> bool:
     return is_linear and is_flat and all(each.op == "get_attr" for each in fixed)
 
 
-def _is_one_product(rows: int, noise: Tensor, x: Tensor, weight: Tensor) -> bool:
+def is_one_product(rows: int, noise: Tensor, x: Tensor, weight: Tensor) -> bool:
     """Tell whether all passes share x and the noise [S, 1, J], and h ∘ W is clearly smaller than h ∘ n."""
     return noise.shape[1] == 1 and x.shape[0] * noise.shape[0] == rows and 2 * weight.shape[0] <= noise.shape[0]

@@ -3,7 +3,7 @@
 It does not know how noise is drawn or how passes run together.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from operator import getitem
@@ -11,7 +11,7 @@ from typing import Any
 
 import sympy
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from service.dropout import Variant
 from service.dropout.variant import (
@@ -23,11 +23,13 @@ from service.dropout.variant import (
     SampledProduct,
 )
 from service.errors import InvalidPlan
+from service.graph.acting import Apply
 from service.graph.bit_masks import NoisyProduct, biases_of, join_columns
 from service.graph.capture import Captured
 from service.graph.cells import CellSite, write_cell
 from service.graph.forms import Form
 from service.graph.images import check_image
+from service.graph.kernels.counted_sites import CountedApply, CountedNoise
 from service.graph.layout import LAYOUT, Layout
 from service.graph.nodes import node_operand, operand, value_of
 from service.graph.noisy_weights import LookUp, MaskColumns, check_use, stand_in
@@ -71,51 +73,6 @@ class Rewritten:
     notes: tuple[str, ...]
 
 
-class Apply:
-    """Let a variant act on tensors whose rows may be on any axis, for one pass or for several folded into the rows.
-
-    Noise is [R, …] for one pass and [S, R, …] for S passes folded, R being 1 or the number of rows.
-    """
-
-    def __init__(
-        self, variant: ActivationVariant | PairedVariant | SampledProduct | Pooling, batch: BatchAxis | None
-    ) -> None:
-        self.variant = variant
-        self.batch = batch
-        self.__name__ = f"apply_{variant.name.replace('-', '_')}"
-
-    def __call__(self, rows: int, noise: Tensor, *tensors: Tensor) -> Tensor:
-        """Act on tensors of `rows` rows in all; one that holds a single pass's rows is shared by all passes."""
-        passes = noise.shape[0]
-        fronted = [self._rows_in_front(each, rows) for each in tensors]
-        folded = noise.dim() > fronted[0].dim()
-        if folded:
-            fronted = [torch.unflatten(x, 0, (passes, -1)) if len(x) == rows else x[None] for x in fronted]
-        act: Callable[..., Tensor] = self.variant.apply  # of one tensor or two, or of a product's moments
-        y = act(*fronted, noise.to(fronted[0].dtype) if noise.is_floating_point() else noise)
-        return self._rows_back(y.flatten(0, 1) if folded else y)
-
-    def _rows_in_front(self, x: Tensor, rows: int) -> Tensor:
-        if self.batch is None:
-            return x[None]
-        axis = self.batch.axis
-        if self.batch.factor == 1:
-            return x.movedim(axis, 0)
-        if self.batch.row_major:
-            return torch.unflatten(x, axis, (rows, -1)).movedim((axis, axis + 1), (0, 1))
-        return torch.unflatten(x, axis, (-1, rows)).movedim((axis + 1, axis), (0, 1))
-
-    def _rows_back(self, y: Tensor) -> Tensor:
-        if self.batch is None:
-            return y[0]
-        axis = self.batch.axis
-        if self.batch.factor == 1:
-            return y.movedim(0, axis)
-        if self.batch.row_major:
-            return y.movedim((0, 1), (axis, axis + 1)).flatten(axis, axis + 1)
-        return y.movedim((0, 1), (axis + 1, axis)).flatten(axis, axis + 1)
-
-
 def rewrite(
     captured: Captured, plan: Mapping[str, Variant], form: Form | None = None, precision: str = FLOAT32
 ) -> Rewritten:
@@ -124,7 +81,7 @@ def rewrite(
     Args:
         captured: The network, its layouts noted.
         plan: The variant of each active site, by name; sites left out are off.
-        form: In what form weights' noise is drawn, where they can take it; plainly where None.
+        form: In what form noise is drawn, where it can be; plainly where None.
         precision: What products run in.
 
     Raises:
@@ -152,6 +109,7 @@ class _Writer:
         self.noises: list[NoiseInput] = []
         self.notes: list[str] = []
         self.variants: dict[fx.Node, tuple[Variant, fx.Node]] = {}  # activation site → its variant and noise
+        self.counted: dict[fx.Node, CountedNoise] = {}  # activation site → what draws its noise, where kernels make it
         self.products: dict[fx.Node, tuple[SampledProduct, fx.Node]] = {}  # linear → its variant and noise
         self.noisy_products: dict[
             fx.Node, tuple[NoisyProduct[Any], WeightSite, fx.Node]
@@ -177,8 +135,11 @@ class _Writer:
                 of = captured.symbols.dims(value_of(node)) if is_of_result else located.dims
                 dims = row_dims(of, located.batch)
                 has_rows = layout.batch is not None
-                noise = self._noise(located.site.name, variant, dims, has_rows, located.channel_axes)
+                drawn = self.form.site(variant, dims, located.channel_axes) if self.form else None
+                noise = self._noise(located.site.name, drawn or variant, dims, has_rows, located.channel_axes)
                 self.variants[node] = (variant, noise)
+                if drawn is not None:
+                    self.counted[node] = drawn
         for site in weights:
             self._declare_weight(site, plan[site.site.name])
         for cell in captured.cells:
@@ -196,7 +157,7 @@ class _Writer:
         if isinstance(variant, SampledProduct) and not site.rows_and_features:
             self.notes.append(f"{site.site.name}: exact masks stand in, its input has axes besides rows and features")
             variant = stand_in(variant) or variant
-        if self.form and (drawn := self.form(site, variant)):
+        if self.form and (drawn := self.form.weight(site, variant)):
             noise = self._noise(site.site.name, drawn, tuple(map(sympy.Integer, site.site.shape)), True)
             for use in site.uses:
                 self.noisy_products[use.node] = (drawn.product(use, site), site, noise)
@@ -256,8 +217,14 @@ class _Writer:
         variant, noise = self.variants[node]
         assert isinstance(variant, (ActivationVariant, PairedVariant, PoolVariant))
         tensors = [self.copies[each] for each in node.args if isinstance(each, fx.Node)]
+        batch = node.meta[LAYOUT].batch
+        if node in self.counted:
+            assert isinstance(variant, ActivationVariant)
+            return self.graph.call_function(
+                CountedApply(variant, batch, self.counted[node]), (self.rows, noise, *tensors)
+            )
         acting = Pooling(variant, node) if isinstance(variant, PoolVariant) else variant
-        return self.graph.call_function(Apply(acting, node.meta[LAYOUT].batch), (self.rows, noise, *tensors))
+        return self.graph.call_function(Apply(acting, batch), (self.rows, noise, *tensors))
 
     def _product(self, node: fx.Node) -> fx.Node:
         variant, noise = self.products[node]

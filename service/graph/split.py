@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from service.graph.acting import Apply
 from service.graph.bit_masks import NoisyProduct
 from service.graph.cells import ProjectInputs, RunSteps
 from service.graph.layout import LAYOUT, Layout
 from service.graph.nodes import node_operand, returned
-from service.graph.rewrite import ROWS, Apply, Rewritten
+from service.graph.rewrite import ROWS, Rewritten
 
 
 class Stage(Enum):

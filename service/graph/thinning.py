@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from service.dropout.variant import ActivationVariant
+from service.graph.acting import Apply
 from service.graph.channelwise import flattens, is_channelwise, is_proportional, product_axes
 from service.graph.kept import (
     Scratch,
@@ -30,7 +31,7 @@ from service.graph.kept import (
 from service.graph.nodes import is_tensor, node_operand, operand, value_of
 from service.graph.passes import Values
 from service.graph.precision import narrow
-from service.graph.rewrite import Apply, NoiseInput
+from service.graph.rewrite import NoiseInput
 from service.graph.shapes import BatchAxis
 from service.graph.split import Split
 
@@ -255,9 +256,10 @@ def _units(node: fx.Node, noises: dict[str, NoiseInput]) -> _Units | None:
     if not isinstance(acting, Apply) or acting.batch != BatchAxis(0):
         return None
     noise = noises[str(node_operand(node, 1).target)]
-    if not isinstance(acting.variant, ActivationVariant) or not acting.variant.zeroes or noise.channel_axes != 1:
+    variant = noise.variant  # what is drawn: counted noise tells no unit that it keeps
+    if not isinstance(variant, ActivationVariant) or not variant.zeroes or noise.channel_axes != 1:
         return None
-    by_unit = len(noise.dims) == 1 or acting.variant.per_channel
+    by_unit = len(noise.dims) == 1 or variant.per_channel
     is_fixed = bool(noise.dims) and isinstance(noise.dims[0], sympy.Integer)
     return _Units(noise.placeholder, int(noise.dims[0]), len(noise.dims)) if by_unit and is_fixed else None
 

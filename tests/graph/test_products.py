@@ -10,10 +10,10 @@ from service import Predictor
 from service.dropout import BY_NAME, VARIANTS, Bernoulli, Kind
 from service.dropout.variant import ActivationVariant
 from service.graph import products
+from service.graph.acting import Apply
 from service.graph.compiled import Compiled
 from service.graph.drawing import Draw, draw_noises
 from service.graph.products import ScaledLinear, one_product
-from service.graph.rewrite import Apply
 from service.graph.shapes import BatchAxis
 from service.plan import make_plan
 

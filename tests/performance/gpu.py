@@ -1,9 +1,9 @@
 """Measure kernels, passes and servers on a GPU: `python tests/performance/gpu.py [--device cuda:1] [--only LeNet]`.
 
-First DropConnect's kernels on the layer of Wan et al. 2013, beside their floors at the rates of the same run; then all
-workloads against what a user would pick instead, all with products in float32; what coarser products change; and
-servers under load. With `--small` all of it runs at sizes that Triton's interpreter can do without a GPU, to see that
-it runs: `TRITON_INTERPRET=1 python tests/performance/gpu.py --device cpu --small`.
+First the kernels on the layer of Wan et al. 2013, beside their floors at the rates of the same run; then all workloads
+against what a user would pick instead, all with products in float32; what coarser products change; and servers under
+load. With `--small` all of it runs at sizes that Triton's interpreter can do without a GPU, to see that it runs:
+`TRITON_INTERPRET=1 python tests/performance/gpu.py --device cpu --small`.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from torch import Tensor, nn  # noqa: E402
 from workloads import WORKLOADS, Block, Encoder, Recurrent, Workload, small_mlp  # noqa: E402
 
 from service import Predictor  # noqa: E402
-from service.dropout import DropConnectLinear  # noqa: E402
+from service.dropout import Alpha, Bernoulli, DropConnectLinear, Gaussian  # noqa: E402
 from service.graph import kernels  # noqa: E402
 from service.graph.forms import path_on  # noqa: E402
 from service.graph.precision import FLOAT32, ruled  # noqa: E402
@@ -108,13 +108,15 @@ SMALL = (
 
 
 def kernel_lines(machine: Machine, small: bool) -> list[str]:
-    """Return the table of DropConnect's kernels, or why there is none."""
+    """Return the table of kernels, or why there is none."""
     if why := kernels.refusal(machine.device):
         return [f"No kernels on {machine.device}: {why}"]
     from wan import Layer  # it takes Triton
 
     layer = Layer(machine, small)
     made = [layer.exact(p, own) for own in (True, False) for p in (0.5, 0.25, 0.3)] + [layer.sampled(0.5)]
+    sites = (Bernoulli(0.5), "relu"), (Bernoulli(0.3), "gelu"), (Gaussian(0.3), "silu"), (Alpha(0.1), "tanh")
+    made += [layer.activated(*site, own) for own in (True, False) for site in sites] + [layer.grouped(0.5)]
     columns = ("kernel", "µs", "plain product, µs", "× of it", "floor, µs", "× of it", "error")
     return [
         *head(columns),
@@ -219,7 +221,8 @@ def main() -> None:
     chosen = [each for each in (SMALL if asked.small else WORKLOADS) if asked.only in each.name]
     with ruled(FLOAT32, device):  # for the peers too: torch's convolutions on a GPU are in TF32 otherwise
         machine = Machine.measured(device, asked.small)
-        print(f"{peer_versions()}; {machine}\nDropConnect on {device}: {path_on(device)}\n", flush=True)
+        ways = "\n".join(f"{what} on {device}: {way}" for what, way in path_on(device))
+        print(f"{peer_versions()}; {machine}\n{ways}\n", flush=True)
         print(*kernel_lines(machine, asked.small), "", sep="\n", flush=True)
         passes_table(chosen, asked, device)
     precision_table(chosen, asked, device)

@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("triton", reason="kernels need Triton, which is for Linux")
 
 ROOT = Path(__file__).parents[2]
-KERNELS, WORKLOADS, LINES = 7, 6, 10
+KERNELS, WORKLOADS, LINES = 16, 6, 10
+NAMES = ("exact masks", "sampled inference", "bernoulli after", "gaussian after", "alpha after", "grouped")
 
 
 def test_the_measuring_script_runs_end_to_end_in_the_interpreter() -> None:
@@ -21,7 +22,7 @@ def test_the_measuring_script_runs_end_to_end_in_the_interpreter() -> None:
 
     assert ran.returncode == 0, ran.stderr
     cells = [line.strip("| ").split(" | ") for line in ran.stdout.splitlines() if line.startswith("| ")]
-    errors = [float(each[-1]) for each in cells if each[0].startswith(("exact masks", "sampled inference"))]
+    errors = [float(each[-1]) for each in cells if each[0].startswith(NAMES)]
     networks = [each for each in cells if each[0].startswith(("MLP", "Conv", "Trans", "LSTM", "DropConnect"))]
     compared = [each for each in networks if each[2] == "20"]
     coarse = [each for each in networks if each[2] == "bfloat16"]

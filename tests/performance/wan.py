@@ -1,7 +1,8 @@
-"""DropConnect's kernels on the layer of Wan et al. 2013, Table 1: time, error, and the floor that each stands on.
+"""The kernels on the layer of Wan et al. 2013, Table 1: time, error, and the floor that each stands on.
 
 The floor of exact masks is the plain product and reading a bit for each mask, the paper's own lower bound; that of
-sampled inference is writing every pass, or both moments' operations.
+sampled inference is writing every pass, or both moments' operations; that of noise after an activation function is
+writing every pass; that of a grouped product the operations on what is kept.
 """
 
 from collections.abc import Callable
@@ -12,9 +13,14 @@ from devices import Machine, device_s
 from torch import Tensor
 from torch.nn import functional as F
 
-from service.dropout import DropConnect, DropConnectSampled, Stream
-from service.graph.kernels.masked import held, masked_product
+from service.dropout import Bernoulli, DropConnect, DropConnectSampled, Stream
+from service.dropout.variant import ActivationVariant
+from service.graph.kernels.counted_sites import CountedApply, CountedNoise
+from service.graph.kernels.grouped import grouped_product
+from service.graph.kernels.masked import masked_product
 from service.graph.kernels.sampled import sampled_product
+from service.graph.kernels.ties import counted
+from service.graph.shapes import BatchAxis
 
 _CHECKED = 4  # rows whose masks of their own are compared
 _FLOAT_BYTES = 4
@@ -58,12 +64,13 @@ class Layer:
 
     def exact(self, p: float, own: bool) -> Measured:
         """Measure one pass under exact masks: every row's own, or one for all."""
-        numbers, count = self._numbers(1, range(self.rows) if own else None), self.parameters.numel()
+        numbers = self._numbers(1, range(self.rows) if own else None)
+        count, width = self.parameters.numel(), self.parameters.shape[1]
         inputs = self.x[:, None] if own else self.x[None]
         masks_s = len(numbers) * count / 8 / self.machine.bandwidth
         return self._measured(
             f"exact masks, p = {p}, {'one for each row' if own else 'one for all rows'}",
-            lambda: masked_product(held(numbers, 1 - p, count), 1 - p, inputs, self.parameters, self.inside),
+            lambda: masked_product(counted(numbers, 1 - p, count, width), 1 - p, inputs, self.parameters, self.inside),
             self.product_s + masks_s,
             lambda found: (found.reshape(self.rows, -1), self._exactly(p, own)),
         )
@@ -80,6 +87,41 @@ class Layer:
             lambda found: (found, self._sampled(p)),
         )
 
+    def activated(self, variant: ActivationVariant, function: str, own: bool) -> Measured:
+        """Measure all passes of a site on the layer's inputs, after an activation function."""
+        shape, rows = (self.inside,), range(self.rows) if own else None
+        drawn = CountedNoise(of=variant)
+        noise = drawn.draw(self._stream(self.passes, rows), shape)
+        after = CountedApply(variant, BatchAxis(0), drawn, function)
+        checked = min(_CHECKED, self.passes)
+        before = after.entering(self.x.cpu().double())
+        expected = variant.apply(before, variant.draw(Stream(0, "layer.weight", 0, checked, rows), shape).double())
+        return self._measured(
+            f"{variant.name} after {function}, p = {variant.p}, {'each row its own' if own else 'one for all rows'}",
+            lambda: after(self.passes * self.rows, noise, self.x).unflatten(0, (self.passes, -1)),
+            self.machine.floor_s((self.passes + 1) * self.x.nbytes, 0),
+            lambda found: (found, expected),
+        )
+
+    def grouped(self, p: float) -> Measured:
+        """Measure all passes of a product of what each keeps of its inputs and its outputs."""
+        variant, weight = Bernoulli(p), self.parameters[:, :-1].contiguous()
+        bias = self.parameters[:, -1].contiguous()
+        noise, after = (
+            variant.draw(Stream(0, name, 0, self.passes), (units,))[:, 0].to(self.machine.device)
+            for name, units in (("before", self.inside), ("after", len(weight)))
+        )
+        checked = slice(0, min(_CHECKED, self.passes))
+        inputs = noise[checked, None].cpu().double() * self.x.cpu().double()
+        whole = F.linear(inputs, weight.cpu().double(), bias.cpu().double())
+        kept = 2 * self.rows * ((noise != 0).sum(1) * (after != 0).sum(1)).sum().item()
+        return self._measured(
+            f"grouped product, p = {p}, Z = {self.passes}",
+            lambda: grouped_product(noise, self.x[None], weight, bias, after),
+            self.machine.floor_s(self.passes * self.rows * len(weight) * _FLOAT_BYTES, kept),
+            lambda found: (found, whole * (after[checked, None].cpu() != 0)),
+        )
+
     def _measured(
         self, name: str, run: Callable[[], Tensor], floor_s: float, pair: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> Measured:
@@ -88,8 +130,11 @@ class Layer:
         error = ((found - expected).norm() / expected.norm()).item()
         return Measured(name, device_s(run, self.machine.device), self.product_s, floor_s, error)
 
+    def _stream(self, passes: int, rows: range | None) -> Stream:
+        return Stream(0, "layer.weight", 0, passes, rows, device=self.machine.device)
+
     def _numbers(self, passes: int, rows: range | None) -> Tensor:
-        return Stream(0, "layer.weight", 0, passes, rows, device=self.machine.device).coordinates().flatten(0, 1)
+        return self._stream(passes, rows).coordinates().flatten(0, 1)
 
     def _exactly(self, p: float, own: bool) -> Tensor:
         """Return u [rows, out] of the first rows, from masks as the CPU draws them."""

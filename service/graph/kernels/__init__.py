@@ -1,14 +1,19 @@
-"""Kernels for DropConnect on a GPU, in Triton: masks and normals are drawn where they are used, and never stored.
+"""Kernels for a GPU, in Triton: masks and other noise are drawn where they are used, and never stored.
 
-It does not know plans. Triton is optional, so its modules here are imported when first needed: `counted` alone knows
-them. With `TRITON_INTERPRET=1` they run on the CPU, slowly.
+It does not know plans. Triton is optional, so its modules here are imported when first needed: `counted` and
+`counted_sites` alone know them. With `TRITON_INTERPRET=1` they run on the CPU, slowly.
 
-    numbers     Philox4x64-10 in registers: words from any bit of a stream, normals
-    tiles       the product of two tiles
-    streams     numbers written to memory
-    masked      exact masks, made inside the product
-    sampled     both moments from one reading of W and x, then all passes
-    counted     what the engine puts into a graph: noise is where the numbers begin, four words for each pass
+    numbers         Philox4x64-10 in registers: words from any bit of a stream, normals
+    ties            truth values at rates that no byte settles
+    tiles           the product of two tiles
+    streams         numbers written to memory
+    masked          exact masks, made inside the product
+    sampled         both moments from one reading of W and x, then all passes
+    laws            what element-wise noise does, and who shares a draw; without Triton
+    activated       a site's noise and the activation function in front of it, for all passes
+    grouped         products of what each pass keeps, all passes in one launch
+    counted         what the engine puts into a graph for weights: noise is where the numbers begin
+    counted_sites   the same for sites on activations
 """
 
 from importlib.util import find_spec

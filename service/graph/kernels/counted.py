@@ -1,6 +1,6 @@
 """DropConnect whose noise is where its numbers begin, for kernels that make them; it does not know how they do.
 
-Noise is four words for each pass, and row in row scope, instead of a mask or normals. Triton is imported at first use.
+Noise is a few words for each pass, and row in row scope, instead of a mask or normals. Triton is imported at first use.
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from service.graph.weights import LINEAR, Use, WeightSite
 
 @dataclass(frozen=True)
 class CountedDropConnect(DropConnect):
-    """The masks of `DropConnect`, made inside the product; at rates that no byte settles, a bit each."""
+    """The masks of `DropConnect`, made inside the product."""
 
     def draw(self, stream: Stream, shape: Shape) -> Tensor:
-        """Draw coordinates [S, R, 4] as int64, or M as int32 [S, R, words]."""
-        from service.graph.kernels.masked import held
+        """Draw coordinates [S, R, 4] as int64, and behind them where ties need it [out] counts."""
+        from service.graph.kernels.ties import counted
 
         numbers = stream.coordinates()
-        return torch.unflatten(held(numbers.flatten(0, 1), self.q, prod(shape)), 0, numbers.shape[:2])
+        return torch.unflatten(counted(numbers.flatten(0, 1), self.q, prod(shape), shape[1]), 0, numbers.shape[:2])
 
     def product(self, use: Use, site: WeightSite) -> "NoisyProduct[CountedDropConnect]":
         """Return what stands for a use of a weight that it masks."""

@@ -16,13 +16,16 @@ _NEAR_ONE = tl.constexpr(1 - 2.0**-24)
 
 
 @triton.jit
-def stream_of(numbers, network, blocks):
-    """Return key, counter and third word of networks' streams, from coordinates [K, 4] and the blocks that each has."""
-    at = numbers + network.to(tl.int64) * 4
+def stream_of(numbers, network, stride, blocks):
+    """Return key, counter and third word of networks' streams.
+
+    Coordinates are the first four of `stride` words that each has in memory; `blocks` is how many one draws.
+    """
+    at = numbers + network.to(tl.int64) * stride
     key_0, key_1 = tl.load(at).to(tl.uint64, bitcast=True), tl.load(at + 1).to(tl.uint64, bitcast=True)
     index, third = tl.load(at + 2).to(tl.uint64, bitcast=True), tl.load(at + 3).to(tl.uint64, bitcast=True)
-    stride = index * 0 + blocks
-    return key_0, key_1, index * stride, tl.umulhi(index, stride), third
+    each = index * 0 + blocks
+    return key_0, key_1, index * each, tl.umulhi(index, each), third
 
 
 @triton.jit
@@ -77,10 +80,26 @@ def parts_of(words, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def number_at(stream, index, lane, WIDTH: tl.constexpr):
+    """Return a stream's numbers of WIDTH bits by their places."""
+    bit = index * WIDTH
+    w0, w1, w2, w3 = block(stream, bit >> 8, lane)
+    which = (bit >> 6) & 3
+    word = tl.where(which == 0, w0, tl.where(which == 1, w1, tl.where(which == 2, w2, w3)))
+    return (word >> (bit & 63).to(tl.uint64)) & ((1 << WIDTH) - 1)
+
+
+@triton.jit
+def level_of(word):
+    """Return 2 u - 1 of 32-bit words, u being what `Stream.uniform` makes of them."""
+    level = (word.to(tl.uint32) ^ _SIGN).to(tl.int32, bitcast=True).to(tl.float32)
+    return (level + 0.5) * _UNIT
+
+
+@triton.jit
 def normal(word):
     """Return N(0, 1) of 32-bit words, as `Stream.normal` does."""
-    level = (word.to(tl.uint32) ^ _SIGN).to(tl.int32, bitcast=True).to(tl.float32)
-    level = (level + 0.5) * _UNIT
+    level = level_of(word)
     return quantile(tl.minimum(tl.maximum(level, -_NEAR_ONE), _NEAR_ONE))
 
 

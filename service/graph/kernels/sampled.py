@@ -78,7 +78,7 @@ def _moments(
 @triton.jit
 def _normals(numbers, network, out, outside, OUT: tl.constexpr):
     """Return the normals of networks [N] at outputs that begin at a multiple of 8: [N, OUT]."""
-    stream = stream_of(numbers, network[:, None], tl.cdiv(outside, 8))
+    stream = stream_of(numbers, network[:, None], 4, tl.cdiv(outside, 8))
     words = in_order(*block(stream, (out // 8 + tl.arange(0, OUT // 8))[None, :], 0))
     return normal(parts_of(words, 32).reshape([network.shape[0], OUT]))
 

@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 
 VARYING = (
-    *("networks", "inputs", "rows", "held", "own", "together", "blocks", "count", "most", "lane"),
-    *("bias", "first", "rest"),
+    *("networks", "inputs", "rows", "held", "own", "together", "blocks", "count", "lane"),
+    *("bias", "end", "lines", "passes", "stride", "settling", "segments", "length", "first", "rest"),
 )
 """What differs between calls or models, for which a kernel is not compiled anew."""
 

@@ -9,9 +9,9 @@ from specimen import WIDTH, features, sequence
 from torch import Tensor, nn
 
 from service import Predictor
-from service.dropout import Bernoulli, DropConnect, DropConnectSampled, Variant
+from service.dropout import Bernoulli, DropConnect, DropConnectSampled, ShakeDrop, Variant
 from service.graph.compiled import Compiled
-from service.graph.forms import plain_products
+from service.graph.forms import plain_notes
 from service.graph.kernels.counted import CountedDropConnect, CountedLinear, CountedSampled
 from service.plan import make_plan
 
@@ -151,13 +151,16 @@ def test_where_no_kernel_serves_a_layer_the_answer_says_so_once() -> None:
 
 def test_without_triton_or_on_another_device_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = [("a.weight", DropConnect()), ("b", Bernoulli()), ("c.weight", DropConnectSampled())]
-    of_another = plain_products(torch.device("mps"), drawn)
+    of_another = plain_notes(torch.device("mps"), drawn)
     monkeypatch.setattr("service.graph.kernels.find_spec", lambda name: None)
 
-    assert of_another == ("a.weight, c.weight: plain products stand in for kernels: they serve cuda, not mps",)
-    (note,) = plain_products(torch.device("cuda"), drawn)
-    assert note.endswith("stand in for kernels: triton is not installed; pip install triton")
-    assert plain_products(torch.device("cuda"), [("b", Bernoulli())]) == ()
+    assert of_another == (
+        "a.weight, c.weight: plain products stand in for kernels: they serve cuda, not mps",
+        "b: plain noise stands in for kernels: they serve cuda, not mps",
+    )
+    for note in plain_notes(torch.device("cuda"), drawn):
+        assert note.endswith("in for kernels: triton is not installed; pip install triton")
+    assert plain_notes(torch.device("cuda"), [("b", ShakeDrop())]) == ()
 
 
 def test_on_the_cpu_no_kernel_is_missed() -> None:

@@ -13,8 +13,9 @@ from service.dropout import DropConnect, DropConnectSampled, Stream
 
 pytest.importorskip("triton", reason="kernels need Triton, which is for Linux")
 
-from service.graph.kernels.masked import held, masked_product
+from service.graph.kernels.masked import masked_product
 from service.graph.kernels.sampled import sampled_product
+from service.graph.kernels.ties import counted
 
 ERRORS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 SIZES = st.sampled_from([1, 2, 7, 31, 32, 33, 64, 65, 100])
@@ -77,10 +78,30 @@ def test_exact_masks_are_the_reference_with_the_variants_own_masks(case: Case, q
     expected = torch.einsum("sboi,sbi->sbo", networks, inputs)
 
     apart = x.flatten(0, 1)[:, None] if case.rows is not None else x
-    noise = held(case.stream().coordinates().flatten(0, 1), q, prod(shape))
+    noise = counted(case.stream().coordinates().flatten(0, 1), q, prod(shape), shape[1])
     found = masked_product(noise, q, apart, weight, case.inside if case.bias else None)
 
     assert case.close(found.reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("rows", [None, (9, 2**62)])
+@pytest.mark.parametrize(("q", "shape"), [(0.7, (17, 65)), (0.999, (40, 102)), (0.5, (5, 300))])
+@pytest.mark.parametrize("apart", [True, False])
+def test_masks_are_the_variants_own_to_the_bit(
+    q: float, shape: tuple[int, int], rows: range | None, apart: bool
+) -> None:
+    """Each input asks for one column of the masks; one row of inputs and several take ways of their own."""
+    stream, columns = Stream(5, "layer.weight", 2, 2, rows), shape[1]
+    noise = counted(stream.coordinates().flatten(0, 1), q, prod(shape), columns)
+    asked = [columns - 2] if apart else range(columns - 1)
+    x = torch.eye(columns - 1)[asked]
+    weight = torch.ones(shape)
+    found = [masked_product(noise, q, each, weight, None) for each in (x[:, None, None] if apart else x[None, None])]
+    bias = masked_product(noise, q, torch.zeros(1, 1 if apart else 2, columns - 1), weight, columns - 1)[:, :1]
+    made = torch.cat([*found, bias], 1).transpose(1, 2) > 0
+
+    masks = DropConnect(1 - q).draw(stream, shape).flatten(0, 1)[..., [*asked, columns - 1]] > 0
+    assert torch.equal(made, masks)
 
 
 @settings(max_examples=12, deadline=None)

@@ -1,7 +1,5 @@
 """Numbers made in kernels are those of `dropout/noise.py`: the same bits, normals to 1e-6."""
 
-from math import prod
-
 import numpy as np
 import pytest
 import torch
@@ -63,13 +61,3 @@ def test_normals_are_exact_to_a_millionth_out_to_the_last() -> None:
 def _normals_of(found, words, count, SIZE: tl.constexpr):  # type: ignore[no-untyped-def] # noqa: N803 # a kernel
     place = tl.arange(0, SIZE)
     tl.store(found + place, normal(tl.load(words + place, mask=place < count, other=0)), mask=place < count)
-
-
-@pytest.mark.parametrize("rows", SCOPES)
-@pytest.mark.parametrize(("q", "shape"), [(0.7, (17, 33)), (0.999, (40, 101)), (0.75, (3, 9))])
-def test_kept_bits_are_the_streams_own_at_any_rate(q: float, shape: tuple[int, int], rows: range | None) -> None:
-    stream = Stream(5, "layer.weight", 2, 2, rows)
-    packed = streams.kept(numbers(stream), q, prod(shape)).numpy().view(np.uint8)
-    bits = np.unpackbits(packed, axis=-1, count=prod(shape), bitorder="little").astype(bool)
-
-    assert (bits.reshape(2, -1, *shape) == stream.keep(q, shape).numpy()).all()

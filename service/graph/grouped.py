@@ -1,0 +1,150 @@
+"""Products of what each pass keeps, in one launch for all passes, where a device is faster at it; see `thinning.py`.
+
+It does not know how the kernel lists or multiplies. What a device does is measured when a plan first has such products.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from operator import attrgetter
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from service.dropout.variant import ActivationVariant
+from service.graph.acting import Apply
+from service.graph.kernels.counted_sites import CountedApply
+from service.graph.nodes import node_operand
+from service.graph.products import ScaledLinear, is_one_product
+from service.graph.split import Split
+
+_SIZES = 1024, 32, 128  # units, passes and rows that are measured
+_FEW = 32, 2, 3  # the same where kernels are interpreted
+_ROUNDS = 5
+_CLEARLY = 0.75  # the part of the plain product's time that the estimate must promise
+_RIGHT = 1e-5  # the relative error that is rounding
+
+
+@dataclass(frozen=True)
+class GroupedRates:
+    """What a device does.
+
+    Attributes:
+        plain: Multiplications and additions of a site and the product behind it, each second.
+        grouped: The same of a grouped product, of what is kept; 0 where it fails or is wrong.
+    """
+
+    plain: float
+    grouped: float
+
+    def pays(self, kept: float) -> bool:
+        """Tell whether a grouped product is clearly faster where passes keep this part of the operations."""
+        return kept * self.plain < _CLEARLY * self.grouped
+
+
+_known: dict[torch.device, GroupedRates] = {}
+
+
+def measured_on(device: torch.device) -> GroupedRates:
+    """Return a device's rates, measured once in a process; the grouped product is compared with the plain one."""
+    if device not in _known:
+        _known[device] = _measure(device)
+    return _known[device]
+
+
+def _measure(device: torch.device) -> GroupedRates:
+    from service.graph.kernels.grouped import grouped_product
+
+    side, passes, rows = _SIZES if device.type == "cuda" else _FEW
+    x, weight = torch.randn(rows, side, device=device), torch.randn(side, side, device=device)
+    noise = 2.0 * (torch.arange(passes * side, device=device).view(passes, side) * 37 % 64 < 32)  # half of them kept
+    scaled = (noise[:, None] * x).flatten(0, 1)
+    expected = scaled.double() @ weight.t().double()
+    works: list[Callable[[], Tensor]] = [
+        lambda: F.linear((noise[:, None] * x).flatten(0, 1), weight),
+        lambda: grouped_product(noise, x[None], weight, None).flatten(0, 1),
+    ]
+    try:
+        is_right = (works[1]() - expected).norm() <= _RIGHT * expected.norm()
+        plain_s, grouped_s = (_least_s(work, device) for work in works)
+    except Exception:  # whatever a compiler or a driver raises: plain products serve
+        return GroupedRates(1.0, 0.0)
+    operations = 2 * passes * rows * side**2
+    return GroupedRates(operations / plain_s, operations / 2 / grouped_s if is_right else 0.0)
+
+
+def _least_s(work: Callable[[], Tensor], device: torch.device) -> float:
+    def once() -> float:
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    return min(once() for _ in range(_ROUNDS))
+
+
+class GroupedLinear(ScaledLinear):
+    """A site that drops units, and the linear layer behind it, of each pass only what it keeps.
+
+    Args:
+        apply: The site.
+        rates: The device's.
+        following: The site that alone reads the result, where it drops units too.
+    """
+
+    def __init__(self, apply: CountedApply, rates: GroupedRates, following: CountedApply | None) -> None:
+        super().__init__(apply)
+        self.rates, self.following = rates, following
+        kept = apply.variant.q if isinstance(apply.variant, ActivationVariant) else 1.0
+        if following is not None and isinstance(following.variant, ActivationVariant):
+            kept *= following.variant.q
+        self.pays = rates.pays(kept)
+
+    def __call__(
+        self, rows: int, noise: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None,
+        next_noise: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Return weight · (x ∘ noise) + bias [S · B, O], 0 where what follows drops it anyway."""
+        is_shared = noise.dim() > x.dim() and noise.shape[1] == 1
+        if not self.pays or not is_shared or is_one_product(rows, noise, x, weight):
+            return super().__call__(rows, noise, x, weight, bias)
+        from service.graph.kernels.grouped import grouped_product
+
+        after = None
+        if next_noise is not None and self.following is not None:
+            after = self.following.factors(next_noise, x.new_empty(1, len(weight)))[:, 0]
+        own = self.apply.entering(x).reshape(-1, rows // noise.shape[0], x.shape[1])
+        return grouped_product(self.apply.factors(noise, x)[:, 0], own, weight, bias, after).flatten(0, 1)
+
+
+def group_products(split: Split) -> Split:
+    """Return a cut whose linear layers behind sites that drop units, counted on a device, may be grouped products."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(split.suffix.graph, {}))
+    for node in graph.nodes:
+        apply = _dropping(node)
+        if apply is None:
+            continue
+        following = _only_reader(node)
+        weight: Tensor = attrgetter(str(node_operand(node, 3).target))(split.suffix)
+        node.target = GroupedLinear(apply, measured_on(weight.device), _dropping(following) if following else None)
+        if following is not None:
+            node.kwargs = {"next_noise": node_operand(following, 1)}
+    return replace(split, suffix=fx.GraphModule(split.suffix, graph))
+
+
+def _only_reader(node: fx.Node) -> fx.Node | None:
+    """Return the fused product that alone reads a value, where its site drops units too."""
+    user = next(iter(node.users), None)
+    if user is None or len(node.users) > 1 or _dropping(user) is None:
+        return None
+    return user if node_operand(user, 2) is node else None
+
+
+def _dropping(node: fx.Node) -> CountedApply | None:
+    """Return the counted site of a fused product that drops units; None for any other node."""
+    apply: Apply | None = node.target.apply if isinstance(node.target, ScaledLinear) else None
+    drops = isinstance(apply, CountedApply) and isinstance(apply.variant, ActivationVariant) and apply.variant.zeroes
+    return apply if drops and isinstance(apply, CountedApply) else None

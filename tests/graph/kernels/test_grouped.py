@@ -1,0 +1,99 @@
+"""Grouped products of what passes keep: a float64 reference, the engine's passes, and when they are chosen."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from service import Predictor
+from service.graph import grouped
+from service.graph.compiled import Compiled
+from service.graph.grouped import GroupedLinear, GroupedRates
+from service.plan import make_plan
+
+pytest.importorskip("triton", reason="kernels need Triton, which is for Linux")
+
+from service.graph.kernels.grouped import grouped_product
+
+ERRORS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+SIZES = st.sampled_from([1, 2, 7, 31, 32, 33, 65, 100])
+FASTER = GroupedRates(plain=1.0, grouped=4.0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 4), st.sampled_from([1, 2, 17, 70]), SIZES, SIZES, st.booleans(), st.booleans(), st.booleans(),
+    st.sampled_from([0.0, 0.5, 0.9]), st.sampled_from(list(ERRORS)),
+)  # fmt: skip
+def test_it_is_the_reference_of_masked_values(
+    passes: int, rows: int, inner: int, outside: int, apart: bool, bias: bool, part: bool, p: float, dtype: torch.dtype
+) -> None:
+    """Also where a pass keeps nothing."""
+    numbers = torch.Generator().manual_seed(inner * outside)
+    x = torch.randn(passes if apart else 1, rows, inner, generator=numbers).to(dtype)
+    weight, offset = torch.randn(outside, inner, generator=numbers), torch.randn(outside, generator=numbers)
+    weight, offset = weight.to(dtype), offset.to(dtype)
+    noise, after = (
+        ((torch.rand(passes, units, generator=numbers) >= p) / (1 - p)).to(dtype) for units in (inner, outside)
+    )
+    expected = (x.double() * noise[:, None].double()) @ weight.t().double() + offset.double() * bias
+    expected = expected * (after != 0)[:, None] if part else expected
+    found = grouped_product(noise, x, weight, offset if bias else None, after if part else None)
+
+    assert found.dtype == dtype
+    assert (found.double() - expected).norm() <= ERRORS[dtype] * expected.norm()
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(1)
+    layers = [nn.Linear(6, 40), nn.ReLU(), nn.Dropout(0.3), nn.Linear(40, 30), nn.Sigmoid(), nn.Dropout(0.5)]
+    return nn.Sequential(*layers, nn.Linear(30, 20, bias=False), nn.LayerNorm(20), nn.Linear(20, 3)).eval()
+
+
+@pytest.fixture
+def _kernels_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.graph.kernels.DEVICES", {"cpu"})
+
+
+def grouped_in(predictor: Predictor) -> list[GroupedLinear]:
+    compiled = Compiled(predictor._captured, make_plan(predictor.sites, None))
+    return [node.target for node in compiled._split.suffix.graph.nodes if isinstance(node.target, GroupedLinear)]
+
+
+@pytest.mark.usefixtures("_kernels_on_cpu")
+@pytest.mark.parametrize("scope", ["pass", "row"])
+def test_the_engine_gives_the_passes_of_the_plain_path(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, asked = torch.randn(3, 6), {"scope": scope, "passes": 9, "quantities": ["samples"]}
+    monkeypatch.setattr("service.graph.grouped._known", {x.device: FASTER})
+    predictor = Predictor.capture(mlp(), (x,))
+    given: dict[str, Any] = asked
+    found = predictor.predict(x, **given)
+    with monkeypatch.context() as patch:
+        patch.setattr("service.graph.compiled.form_on", lambda device: None)
+        expected = Predictor.capture(mlp(), (x,)).predict(x, **given)
+
+    samples = (each.outputs["output"]["samples"] for each in (found, expected))
+    torch.testing.assert_close(*samples, rtol=1e-5, atol=2e-6)
+    assert [(each.pays, each.following is not None) for each in grouped_in(predictor)] == [(True, True), (True, False)]
+
+
+@pytest.mark.usefixtures("_kernels_on_cpu")
+@pytest.mark.parametrize(("fault", "serves"), [(None, True), ("wrong", False), ("broken", False)])
+def test_a_device_is_measured_and_a_kernel_that_is_wrong_or_fails_never_pays(
+    fault: str | None, serves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(*given: Any) -> torch.Tensor:
+        if fault == "broken":
+            raise RuntimeError("out of resource")
+        return grouped_product(*given) * (1.001 if fault else 1)
+
+    monkeypatch.setattr("service.graph.kernels.grouped.grouped_product", faulty)
+    monkeypatch.setattr("service.graph.grouped._known", {})
+    rates = grouped.measured_on(torch.device("cpu"))
+
+    assert (rates.grouped > 0) is serves
+    assert rates.pays(1e-12) is serves
+    assert not rates.pays(1e12)
