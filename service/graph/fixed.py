@@ -109,11 +109,12 @@ class FixedConvolution:
     def packed(self, shape: Sequence[int]) -> Tensor:
         """Return the weight as images [B, I, H, W] of a size take it, one image by itself or several.
 
-        oneDNN may choose another algorithm for these, and to put a weight into another layout takes it up to hundreds
-        of times as long as the convolution.
+        oneDNN may choose another algorithm for these, or for another number of threads, and to put a weight into
+        another layout takes it up to hundreds of times as long as the convolution.
         """
         size = [1 if shape[0] == 1 else _SEVERAL, *shape[1:]]
-        packed: Tensor = _pack(self._weight, (self.geometry, self._norm, *size), lambda: self._pack_for(size))
+        use = self.geometry, self._norm, *size, torch.get_num_threads()
+        packed: Tensor = _pack(self._weight, use, lambda: self._pack_for(size))
         return packed
 
     def _pack_for(self, size: list[int]) -> Tensor:
