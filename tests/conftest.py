@@ -1,10 +1,13 @@
 import os
+import signal
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # threads of several processes on the same cores wait for one another
 else:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; Triton reads it when it is imported, which torch may do
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in a shell's background, and so would be what it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from typing import Any
 

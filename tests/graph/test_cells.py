@@ -23,6 +23,7 @@ from service.dropout import (
     Zoneout,
 )
 from service.errors import CaptureFailed, InvalidPlan
+from service.graph.rates import TYPICAL, assumed
 from service.plan import make_plan
 
 PASSES = 6000
@@ -221,8 +222,9 @@ def test_the_memory_of_steps_stays_below_the_ceiling(cell: Any, variant: str, sc
     asked = {"variant": variant, "scope": scope, "passes": 8}
     predictor.predict(x[:2], **asked)  # its checks at first use are not the request's
 
-    assert peak_bytes(lambda: predictor.predict(x, **asked)) > ceiling
-    assert peak_bytes(lambda: predictor.predict(x, memory_bytes=ceiling, **asked)) <= ceiling
+    with assumed(TYPICAL):  # a small cache would keep passes apart anyway
+        assert peak_bytes(lambda: predictor.predict(x, **asked)) > ceiling
+        assert peak_bytes(lambda: predictor.predict(x, memory_bytes=ceiling, **asked)) <= ceiling
 
 
 class Sentences(nn.Module):

@@ -87,7 +87,7 @@ def _many_together(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-@pytest.mark.parametrize("variant", map(CountedDropConnect, (0.25, 0.5, 0.3)), ids=lambda each: f"p {each.p}")
+@pytest.mark.parametrize("variant", [CountedDropConnect(p) for p in (0.25, 0.5, 0.3)], ids=lambda each: f"p {each.p}")
 def test_exact_masks_keep_the_laws(variant: CountedDropConnect, law: Any) -> None:
     law(variant)
 
