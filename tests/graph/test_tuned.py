@@ -167,9 +167,11 @@ def test_a_packed_weight_is_in_the_layout_that_its_images_and_threads_take(image
     weight, x = torch.randn(256, 256, 3, 3), torch.randn(images, 256, 4, 4)
     layer = FixedConvolution(weight, None, ((1, 1), (1, 1), (1, 1), 1))
     threads = torch.get_num_threads()
-    torch.set_num_threads(3 - min(threads, 2))  # as a server's first process has, that forks the others
-    layer(x)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(3 - min(threads, 2))  # others, as a server's first process has that forks the workers
+    try:
+        layer(x)
+    finally:
+        torch.set_num_threads(threads)
 
     def seconds(work: Callable[[], object]) -> float:
         work()
