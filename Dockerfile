@@ -11,11 +11,13 @@ RUN python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb')
     && pip() { /opt/pip/bin/pip --python /opt/thinnet/bin/python3 install -q --no-cache-dir --no-compile "$@"; } \
     && pip --no-deps ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} -r torch \
     && pip -r all
-# Without what only building on torch, tests and debuggers need.
+# Without what only building on them, tests, debuggers and Arrow's Flight need.
 RUN cd /opt/thinnet/lib/python3.11/site-packages \
     && rm -rf torch/include torch/share torch/test setuptools* pkg_resources _distutils_hack distutils-precedence.pth \
     && find torch/bin -type f ! -name torch_shm_manager -delete \
+    && rm -rf pyarrow/include pyarrow/src pyarrow/*flight* pyarrow/libarrow_python*.so pyarrow/libarrow_python*.so.*.* \
     && find . -type d -name tests -prune -exec rm -rf {} + \
+    && find . -type f -name '*.p[yx][xdi]' -delete \
     && strip --strip-unneeded torch/lib/libtorch_cpu.so torch/lib/libtorch_python.so \
     && find /opt/thinnet -exec touch --no-dereference --date=2020-01-01 {} + # layers round times, and bytecode knows them
 

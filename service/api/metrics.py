@@ -1,6 +1,7 @@
 """What is counted and how Prometheus reads it; it does not know routes, schedules or who scrapes.
 
-Where PROMETHEUS_MULTIPROC_DIR is set before this is imported, the counts of several processes are one view.
+Where PROMETHEUS_MULTIPROC_DIR is set before this is imported, the counts of several processes are one view: of what
+each has added, which is soon.
 """
 
 import os
@@ -13,9 +14,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from service.api.tallies import Many, Tallies
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,13 +54,13 @@ class Figure:
     buckets: tuple[float, ...] = ()
     merge: str = "livesum"
 
-    def made(self, name: str, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+    def made(self, name: str, registry: CollectorRegistry) -> Counter | Gauge | Many:
         """Return the metric, registered."""
         if self.kind == "counter":
             return Counter(name, self.help, self.labels, registry=registry)
         if self.kind == "gauge":
             return Gauge(name, self.help, self.labels, registry=registry, multiprocess_mode=self.merge)  # type: ignore[arg-type] # one of its literals
-        return Histogram(name, self.help, self.labels, registry=registry, buckets=(*self.buckets, inf))
+        return Many(name, self.help, self.labels, registry=registry, buckets=(*self.buckets, inf))
 
 
 _OUTPUT = ("model", "output")
@@ -115,7 +118,8 @@ class Metrics:
         self._figures = {name: figure.made(name, self.registry) for name, figure in FIGURES.items()}
         if not is_shared():  # of several processes it would show the one that happens to answer
             ProcessCollector(registry=self.registry)
-        self._children: dict[tuple[str, ...], Counter | Gauge | Histogram] = {}
+        self._children: dict[tuple[str, ...], Counter | Gauge | Many] = {}
+        self._tallies = Tallies()
         self._reasons: set[str] = set()
         self._models: set[tuple[str, str]] = set()
         self._turn = count()
@@ -184,8 +188,13 @@ class Metrics:
             self.gauge("thinnet_model_info", 1, model, version)
         self._models = now
 
+    def add(self) -> None:
+        """Add what was counted lately, so that it is seen from other processes too."""
+        self._tallies.add()
+
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return what Prometheus reads and its content type, in the format that an Accept header prefers."""
+        self.add()
         encode, content_type = choose_encoder(accept)
         view = self.registry
         if is_shared():
@@ -196,17 +205,17 @@ class Metrics:
     def _add(self, name: str, amount: float, *labels: str) -> None:
         figure = self._child(name, *labels)
         assert isinstance(figure, Counter)
-        figure.inc(amount)
+        self._tallies.note(figure, amount)
 
     def _observe(self, name: str, values: Iterable[float], *labels: str) -> None:
         """Add values to a histogram; what is not finite is left out, and a sum never falls."""
         figure = self._child(name, *labels)
-        assert isinstance(figure, Histogram)
+        assert isinstance(figure, Many)
         for value in values:
             if isfinite(value):
-                figure.observe(max(0.0, value))
+                self._tallies.note(figure, max(0.0, value))
 
-    def _child(self, name: str, *labels: str) -> Counter | Gauge | Histogram:
+    def _child(self, name: str, *labels: str) -> Counter | Gauge | Many:
         """Return the metric of these labels; kept, since the library takes long to find it."""
         key = (name, *labels)
         if key not in self._children:

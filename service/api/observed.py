@@ -4,6 +4,7 @@ Whoever answers a request may put into its state: `reason` (why it was answered 
 `passes`, `queue_s` and `compute_s`. It finds `request_id` there. Inputs, keys and paths are never told.
 """
 
+import asyncio
 import logging
 from time import perf_counter
 from typing import Any
@@ -19,6 +20,7 @@ UNKNOWN = "unknown"  # the route of a request that none takes
 CLIENT_GONE = 499  # what proxies log where the caller left: nobody is sent it
 _log = logging.getLogger("thinnet.access")
 PROBES = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics")
+_ADD_S = 0.2  # how soon what is counted is seen from other processes
 _TOLD = ("model", "rows", "passes", "queue_s", "compute_s")
 _REASONS = {
     400: "bad_request",
@@ -53,8 +55,8 @@ class Observed:
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
+        self._app, self._metrics = app, metrics
+        self._adding = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, and tell of it."""
@@ -77,12 +79,19 @@ class Observed:
         status = exchange.status or (500 if failed else CLIENT_GONE)
         reason = exchange.state.get("reason") or _REASONS.get(status) or ("ok" if status < 400 else f"http_{status}")
         self._metrics.request(route, status, reason, seconds)
+        if not self._adding:
+            self._adding = True
+            asyncio.get_running_loop().call_later(_ADD_S, self._add)
         level = logging.DEBUG if route in PROBES and status < 400 else logging.INFO
         if _log.isEnabledFor(level):
             named = exchange.scope["method"], route, status
             record = logging.LogRecord(_log.name, level, __file__, 0, "%s %s %d", named, None)
             record.fields = exchange.told(route, status, reason, seconds)
             _log.handle(record)  # `log` would first look for the line that called it
+
+    def _add(self) -> None:
+        self._adding = False
+        self._metrics.add()
 
 
 class _Exchange:

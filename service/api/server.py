@@ -119,6 +119,7 @@ class Models:
         config = _config(settings)
         config.app = app
         Worker(config, app.state.serving.scheduler, pulse, settings.drain_s).run([self.listener])
+        app.state.metrics.add()  # the other workers go on telling it
 
     def renewed(self, pause: Callable[[], None]) -> "Models":
         """Return the folder's models as they are now."""

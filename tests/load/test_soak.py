@@ -39,7 +39,8 @@ def test_mixed_load_ends_as_it_began(folder: Path, tmp_path: Path, soak_s: float
     print(
         f"\n{sum(found.statuses.values())} answers in {soak_s:.0f} s: {dict(found.statuses)}; "
         f"p50 {share(found.took_s, 0.5) * 1e3:.1f} ms, p99 {share(found.took_s, 0.99) * 1e3:.1f} ms; "
-        f"memory {found.memory[0][1] / 1e6:.0f} to {found.memory[-1][1] / 1e6:.0f} MB, growth {growth - 1:+.2%}"
+        f"memory {found.memory[0][1] / 1e6:.0f} to {found.memory[-1][1] / 1e6:.0f} MB, growth {growth - 1:+.2%}; "
+        f"by tenths of the time: {_by_tenths(found.memory)} MB"
     )
     assert set(found.statuses) <= {200, 400}, found.statuses
     assert not found.wrong, found.wrong[:5]
@@ -52,6 +53,11 @@ def _growth(memory: list[tuple[float, int]], seconds: float) -> float:
     first = [held for at, held in memory if settled <= at <= settled + while_s]
     last = [held for at, held in memory if at >= seconds - while_s]
     return (sum(last) / len(last)) / (sum(first) / len(first))
+
+
+def _by_tenths(memory: list[tuple[float, int]]) -> str:
+    places = [len(memory) * tenth // 10 for tenth in range(10)]
+    return ", ".join(f"{memory[place][1] / 1e6:.0f}" for place in places)
 
 
 async def _soak(own: Served, pool: list[Ask], alone: list[Answer], seconds: float) -> Soaked:
