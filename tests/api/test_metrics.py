@@ -218,6 +218,7 @@ def count(in_flight, stalled_s):
     metrics.ran("m", 1, 2, 100, 0.1, 0.2)
     metrics.gauge("thinnet_in_flight", in_flight)
     metrics.gauge("thinnet_stalled_seconds", stalled_s)
+    metrics.add()
 reader, writer = os.pipe()
 done, go = os.pipe()
 if not (child := os.fork()):
