@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from functools import partial
+from threading import get_ident
 from typing import Any, Generic, TypeVar
 
 from starlette.types import Receive
@@ -30,6 +31,7 @@ class Awaited(Generic[_Result]):
         self._attend = attend
         self._attending = self._looking = False
         self._ended: deque[asyncio.Future[None]] = deque()
+        self._thread = 0  # the loop's, once it has attended
 
     async def result(self, job: Job[_Result], receive: Receive, timeout_s: float) -> _Result | None:
         """Return a job's result; None where the caller has left, for whom nothing more is computed.
@@ -59,11 +61,14 @@ class Awaited(Generic[_Result]):
             job.cancel()  # unless it has ended
 
     def _attend_all(self) -> None:
-        self._attending = False
+        self._attending, self._thread = False, get_ident()
         self._attend()
 
     def _end(self, loop: asyncio.AbstractEventLoop, ended: "asyncio.Future[None]", _: "Future[_Result]") -> None:
-        """Tell the loop, from whatever thread."""
+        """Tell the loop, from whatever thread; from its own at once."""
+        if get_ident() == self._thread:
+            _set(ended)
+            return
         self._ended.append(ended)
         if not self._looking:
             self._looking = True
@@ -72,9 +77,12 @@ class Awaited(Generic[_Result]):
     def _look(self) -> None:
         self._looking = False
         while self._ended:
-            ended = self._ended.popleft()
-            if not ended.done():
-                ended.set_result(None)
+            _set(self._ended.popleft())
+
+
+def _set(ended: "asyncio.Future[None]") -> None:
+    if not ended.done():
+        ended.set_result(None)
 
 
 class _Watch(Generic[_Result]):

@@ -36,6 +36,7 @@ def configure(settings: Settings, stream: TextIO | None = None) -> "Writer":
     root.addHandler(writer)
     logging.getLogger("thinnet").setLevel(settings.log_level.upper())
     logging.captureWarnings(True)
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # not told
     return writer
 
 
