@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from starlette.types import Receive
 
+from service.api.alarms import Alarm, Alarms
 from service.job import Job
 
 _WATCH_S = 0.02  # of what costs less, nobody is missed who leaves sooner; to look out for that takes a while itself
@@ -32,6 +33,7 @@ class Awaited(Generic[_Result]):
         self._attending = self._looking = False
         self._ended: deque[asyncio.Future[None]] = deque()
         self._thread = 0  # the loop's, once it has attended
+        self._alarms = Alarms(_WATCH_S)
 
     async def result(self, job: Job[_Result], receive: Receive, timeout_s: float) -> _Result | None:
         """Return a job's result; None where the caller has left, for whom nothing more is computed.
@@ -50,7 +52,7 @@ class Awaited(Generic[_Result]):
             loop.call_soon(self._attend_all)
         ended: asyncio.Future[None] = loop.create_future()
         job.future.add_done_callback(partial(self._end, loop, ended))
-        watch = _Watch(loop, ended, job, receive, timeout_s)
+        watch = _Watch(self._alarms, ended, job, receive, timeout_s)
         try:
             await ended
             return job.future.result()
@@ -90,19 +92,20 @@ class _Watch(Generic[_Result]):
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        alarms: Alarms,
         ended: "asyncio.Future[None]",
         job: Job[_Result],
         receive: Receive,
         timeout_s: float,
     ) -> None:
-        self._loop, self._ended, self._job, self._receive = loop, ended, job, receive
+        self._ended, self._job, self._receive = ended, job, receive
         self._left: asyncio.Future[Any] | None = None
-        self._ends = loop.time() + timeout_s
+        self._ends = ended.get_loop().time() + timeout_s
+        self._timer: Alarm | asyncio.TimerHandle
         if job.cost_s > _WATCH_S or timeout_s < _WATCH_S:
             self._begin()
         else:
-            self._timer = loop.call_later(_WATCH_S, self._begin)
+            self._timer = alarms.set(self._begin)
 
     def stop(self) -> None:
         self._timer.cancel()
@@ -113,7 +116,7 @@ class _Watch(Generic[_Result]):
         left = asyncio.ensure_future(self._receive())  # behind its body a request has nothing but its end
         left.add_done_callback(lambda _: self._job.cancel())
         self._left = left
-        self._timer = self._loop.call_at(self._ends, self._is_late)
+        self._timer = self._ended.get_loop().call_at(self._ends, self._is_late)
 
     def _is_late(self) -> None:
         if not self._ended.done():

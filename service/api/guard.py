@@ -1,10 +1,12 @@
 """What is asked of every request before its body is read: size, key, room; it does not know what routes answer."""
 
 import asyncio
+from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.alarms import Alarms
 from service.api.bodies import Held, Hold
 from service.api.faults import internal_fault, named_fault
 from service.api.keys import ANONYMOUS, Keys
@@ -32,7 +34,8 @@ class Guard:
         self._app, self._settings, self._keys = app, settings, keys
         self._open = HEALTH | {METRICS} if settings.open_metrics else HEALTH
         self._free = HEALTH | {METRICS}  # they answer at full load too
-        self._held = Held(settings.max_held_bytes)
+        self._held, self._limit_s = Held(settings.max_held_bytes), settings.body_timeout_s
+        self._alarms = Alarms(self._limit_s)
         self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,11 +78,14 @@ class Guard:
                 max(_SOON_S, scope["app"].state.serving.scheduler.queued_cost_s),
             )
         self._requests += counted
+        body = None if scope["method"] in _BODILESS else _Arriving(receive, self._alarms, self._limit_s)
         try:
             with Hold(self._held) as state["hold"]:
-                await self._app(scope, self._timed(scope, receive), send)
+                await self._app(scope, body.receive if body else receive, send)
         finally:
             self._requests -= counted
+            if body:
+                body.end()
 
     def _check_head(self, scope: Scope) -> None:
         settings = self._settings
@@ -95,27 +101,57 @@ class Guard:
                 f"the headers have {header_bytes} bytes, at most {settings.max_header_bytes} are read; send fewer"
             )
 
-    def _timed(self, scope: Scope, receive: Receive) -> Receive:
-        """Bound the time in which a body arrives; what is received afterwards is only that the caller has left."""
-        if scope["method"] in _BODILESS:
-            return receive
-        limit_s = self._settings.body_timeout_s
-        ends = asyncio.get_running_loop().time() + limit_s
-        arriving = True
 
-        async def receive_timed() -> Message:
-            nonlocal arriving
-            if not arriving:
-                return await receive()
-            try:
-                async with asyncio.timeout_at(ends):
-                    message = await receive()
-            except TimeoutError:
-                raise TooSlow(f"the body did not arrive within {limit_s:g} s; send it faster, or less") from None
-            arriving = message.get("more_body", False)
-            return message
+class _Arriving:
+    """A request's body while it arrives, for a time at most; what is received behind it is that the caller has left.
 
-        return receive_timed
+    Args:
+        receive: Gives its pieces.
+        alarms: Which tell when its time is over.
+        limit_s: How long that is.
+    """
+
+    def __init__(self, receive: Receive, alarms: Alarms, limit_s: float) -> None:
+        self._receive, self._limit_s = receive, limit_s
+        self._alarm = alarms.set(self._is_over)
+        self._is_whole = self._is_late = False
+        self._waiting: asyncio.Task[Any] | None = None
+
+    async def receive(self) -> Message:
+        """Receive the next message.
+
+        Raises:
+            TooSlow: It is not there in time.
+        """
+        if self._is_whole:
+            return await self._receive()
+        if self._is_late:
+            raise self._too_slow()
+        self._waiting = task = asyncio.current_task()
+        try:
+            message = await self._receive()
+        except asyncio.CancelledError:
+            if not self._is_late or task is None or task.uncancel():
+                raise
+            raise self._too_slow() from None
+        finally:
+            self._waiting = None
+        if not message.get("more_body", False):
+            self.end()
+        return message
+
+    def end(self) -> None:
+        """Wait for no more of it."""
+        self._is_whole = True
+        self._alarm.cancel()
+
+    def _is_over(self) -> None:
+        self._is_late = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    def _too_slow(self) -> TooSlow:
+        return TooSlow(f"the body did not arrive within {self._limit_s:g} s; send it faster, or less")
 
 
 def route_path(scope: Scope) -> str:
