@@ -16,7 +16,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,9 @@ def other_server(python: str, *arguments: str) -> Iterator[str]:
         port = free.getsockname()[1]
     script, *rest = arguments
     process = subprocess.Popen(
-        [python, str(HERE / script), *(each.replace("PORT", str(port)) for each in rest)], start_new_session=True
+        [python, str(HERE / script), *(each.replace("PORT", str(port)) for each in rest)],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
     )
     try:
         deadline = time.monotonic() + START_S
@@ -155,23 +157,27 @@ def beside_litserve(told: argparse.Namespace, workloads: list[Workload], folder:
 
 
 def beside_a_bare_route(told: argparse.Namespace, folder: Path) -> list[Row]:
-    """Measure the cheapest model, and a route that returns its answer."""
+    """Measure the cheapest model, and routes that return its answer."""
     line = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.25), nn.Linear(4, 1)).eval()
     Predictor.capture(line, torch.randn(2, 3)).save(folder / "cheap" / "line")
     body = folder / "line.json"
     body.write_text(json.dumps({"model": "line", "inputs": [[0.1, 0.2, 0.3]]}))
-    rows = []
+    own_rows: list[Row] = []
+    rows: list[Row] = []
     with serving(folder / "cheap", folder / "cheap-log") as own:
         (folder / "answer.json").write_text(json.dumps(post(f"{own.address}/predict", body.read_bytes())))
         for clients in told.clients:
             measured = warm_and_measure(f"{own.address}/predict", body, clients, told.seconds)
-            rows.append(Row("cheapest model", "thinnet", clients, measured))
-            print_row(rows[-1])
-    with other_server(sys.executable, "bare_server.py", "PORT", str(folder / "answer.json")) as url:
-        for clients in told.clients:
-            measured = warm_and_measure(url, body, clients, told.seconds)
-            rows.append(Row("cheapest model", "bare route", clients, measured))
-            print_row(rows[-1])
+            own_rows.append(Row("cheapest model", "thinnet", clients, measured))
+            print_row(own_rows[-1])
+    for kind, path in (("usual", "predict"), ("bytes", "bytes")):
+        workload = f"cheapest model, {kind} route"
+        rows += [replace(row, workload=workload) for row in own_rows]
+        with other_server(sys.executable, "bare_server.py", "PORT", str(folder / "answer.json"), kind) as url:
+            for clients in told.clients:
+                measured = warm_and_measure(url.replace("predict", path), body, clients, told.seconds)
+                rows.append(Row(workload, "FastAPI", clients, measured))
+                print_row(rows[-1])
     return rows
 
 
