@@ -23,6 +23,7 @@ from service.api.connection import connection_options
 from service.api.exposure import keys_of
 from service.api.heartbeats import Heartbeats, Pulse
 from service.api.keys import Keys
+from service.api.spare import share
 from service.api.supervisor import Supervisor
 from service.api.worker import BACKLOG, Worker, refuse_new
 from service.errors import NotReady
@@ -107,6 +108,7 @@ class Models:
     def __call__(self, pulse: Pulse) -> None:
         """Serve, in a worker."""
         settings, repository = self.settings, self.repository
+        share()
         compute_with(threads_each(settings.workers, settings.threads))
         if repository is None:
             repository = Repository(settings.models, settings.device, settings.versions_kept)

@@ -39,7 +39,7 @@ class Draw:
 
 
 class Store:
-    """Tensors by what they were drawn for, the least recently used ones dropped past a number of bytes.
+    """Noise by what it was drawn for, what was used last, within a number of bytes.
 
     Args:
         most_bytes: How many bytes it holds at most.
@@ -47,26 +47,32 @@ class Store:
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes, self._bytes = most_bytes, 0
-        self._held: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._held: OrderedDict[Hashable, list[tuple[int, Tensor]]] = OrderedDict()  # index of the first pass, noise
         self._lock = Lock()
 
-    def find(self, key: Hashable) -> Tensor | None:
-        """Return what was drawn for this, if it is held."""
-        with self._lock:
-            if key in self._held:
-                self._held.move_to_end(key)
-            return self._held.get(key)
-
-    def put(self, key: Hashable, drawn: Tensor) -> None:
-        """Hold what was drawn, unless it would take more than a quarter of the room."""
-        if drawn.nbytes > self._most_bytes // 4:
-            return
+    def find(self, key: Hashable, first: int, passes: int) -> Tensor | None:
+        """Return the noise of some passes [S, …], if it is held, alone or among others."""
         with self._lock:
             if key not in self._held:
-                self._held[key] = drawn
-                self._bytes += _size(drawn)
+                return None
+            self._held.move_to_end(key)
+            for start, drawn in self._held[key]:
+                if start <= first and first + passes <= start + len(drawn):
+                    return drawn[first - start : first - start + passes]
+            return None
+
+    def put(self, key: Hashable, first: int, drawn: Tensor) -> None:
+        """Hold the noise of some passes [S, …], in place of what it covers, unless it would take much of the room."""
+        if drawn.nbytes > self._most_bytes // 4:
+            return
+        until = first + len(drawn)
+        with self._lock:
+            held = self._held.pop(key, [])
+            others = [each for each in held if each[0] < first or each[0] + len(each[1]) > until]
+            self._held[key] = [*others, (first, drawn)]
+            self._bytes += _size(drawn) - sum(_size(each) for _, each in held) + sum(_size(each) for _, each in others)
             while self._bytes > self._most_bytes:
-                self._bytes -= _size(self._held.popitem(last=False)[1])
+                self._bytes -= sum(_size(each) for _, each in self._held.popitem(last=False)[1])
 
 
 def _size(drawn: Tensor) -> int:
@@ -90,11 +96,11 @@ def draw_noises(
 def _noise(noise: NoiseInput, symbols: Symbols, lengths: tuple[int, ...], draw: Draw, device: torch.device) -> Tensor:
     if draw.rows is not None:
         return _drawn(noise, symbols, lengths, draw, device)
-    key = (noise, lengths, draw.seed, draw.first_pass, draw.passes, device)
-    found = _store.find(key)
+    key = (noise, lengths, draw.seed, device)
+    found = _store.find(key, draw.first_pass, draw.passes)
     if found is None:
         found = _drawn(noise, symbols, lengths, draw, device)
-        _store.put(key, found)
+        _store.put(key, draw.first_pass, found)
     return found
 
 

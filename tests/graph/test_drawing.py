@@ -69,28 +69,68 @@ def test_row_scope_keeps_nothing(store: Store) -> None:
 def test_no_run_writes_to_what_is_kept(store: Store) -> None:
     predictor, x = mlp(), torch.randn(300, 3)
     predictor.predict(x, passes=20)
-    before = {key: held.clone() for key, held in store._held.items()}
+    before = {key: held.clone() for key, [(_, held)] in store._held.items()}
     for asked in ({}, {"precision": "bfloat16"}, {"quantities": ["samples"]}):
         predictor.predict(x, passes=20, **asked)  # type: ignore[arg-type] # of several types
 
     assert before
-    assert all(torch.equal(store._held[key], held) for key, held in before.items())
+    assert all(torch.equal(store._held[key][0][1], held) for key, held in before.items())
+
+
+def passes_of(*indices: int) -> Tensor:
+    """Return noise of some passes, 1000 bytes each, that tells which they are."""
+    return torch.tensor(indices, dtype=torch.uint8)[:, None].expand(-1, 1000).clone()
+
+
+def held_bytes(store: Store) -> int:
+    return sum(drawn.nbytes + 1024 for held in store._held.values() for _, drawn in held)
+
+
+def test_fewer_passes_are_found_among_more_and_more_take_their_place(store: Store, drawn: list[Stream]) -> None:
+    predictor, x = mlp(), torch.randn(5, 3)
+    predictor.predict(x, passes=20)
+    predictor.predict(x, passes=30)
+    count = len(drawn)
+    found = predictor.predict(x, passes=12)
+    assert len(drawn) == count
+    assert all(len(held) == 1 for held in store._held.values())
+
+    store._held.clear()
+    fresh = predictor.predict(x, passes=12)
+    assert torch.equal(found.mean, fresh.mean)
+    assert torch.equal(found.variance, fresh.variance)
+
+
+def test_passes_are_found_by_their_indices() -> None:
+    store = Store(1 << 20)
+    store.put("a", 4, passes_of(4, 5, 6))
+    store.put("a", 7, passes_of(7, 8))
+    store.put("b", 0, passes_of(9))
+
+    assert [store.find("a", first, 2) is not None for first in range(3, 9)] == [False, True, True, False, True, False]
+    found = store.find("a", 5, 2)
+    assert found is not None
+    assert found[:, 0].tolist() == [5, 6]
+
+    store.put("a", 3, passes_of(3, 4, 5, 6))
+    assert [first for first, _ in store._held["a"]] == [7, 3]
+    assert store._bytes == held_bytes(store)
 
 
 def test_it_holds_what_was_used_last_within_its_bytes() -> None:
     store = Store(5 * 2024)
     for key in range(5):
-        store.put(key, torch.zeros(1000, dtype=torch.uint8))
-    store.find(0)
-    store.put(5, torch.zeros(1000, dtype=torch.uint8))
-    store.put(5, torch.zeros(1000, dtype=torch.uint8))
+        store.put(key, 0, passes_of(key))
+    store.find(0, 0, 1)
+    store.put(5, 0, passes_of(5))
+    store.put(5, 0, passes_of(5))
 
-    assert [key for key in range(6) if store.find(key) is not None] == [0, 2, 3, 4, 5]
-    assert store._bytes == sum(held.nbytes + 1024 for held in store._held.values())
+    assert [key for key in range(6) if store.find(key, 0, 1) is not None] == [0, 2, 3, 4, 5]
+    assert store._bytes == held_bytes(store)
 
 
 def test_what_would_take_most_of_the_room_is_not_held() -> None:
     store = Store(10_000)
-    store.put("large", torch.zeros(2501, dtype=torch.uint8))
+    store.put("large", 0, passes_of(1, 2, 3))
 
-    assert store.find("large") is None
+    assert store.find("large", 0, 1) is None
