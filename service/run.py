@@ -22,6 +22,7 @@ from service.graph.capture import Captured
 from service.graph.compiled import Compiled
 from service.graph.drawing import Draw
 from service.graph.footprint import Footprint, fits, memory_named
+from service.graph.layout import with_rows
 from service.graph.nodes import returned, value_of
 from service.graph.precision import FLOAT32, ruled
 from service.graph.rates import cache_of, measured
@@ -60,6 +61,12 @@ class Run:
             return part.rows
         most = footprint.rows_within(self.memory_bytes)
         return min(most, step.row_passes) if step else most
+
+    def rows_for(self, rows: int, footprint: Footprint) -> int:
+        """Return how many rows run in place of so many: more, where that fits and passes that were captured serve."""
+        if self.couples_rows:
+            return rows
+        return max(rows, min(self.compiled.rows_for(rows), footprint.rows_within(self.memory_bytes)))
 
     def check_samples(self, part: Part) -> None:
         """Check that what must be kept of every pass fits into memory.
@@ -176,7 +183,8 @@ class _TooManyRows(Exception):
 class _Block:
     """Rows that run together until each has had its passes.
 
-    Where the device has no memory, fewer passes run at once, then and for whoever asks such questions later.
+    Others may run behind them, which only make their number round: no statistics know of them. Where the device has
+    no memory, fewer passes run at once, then and for whoever asks such questions later.
 
     Args:
         run: The plan.
@@ -201,6 +209,7 @@ class _Block:
         """Make what all passes share."""
         self.groups = [self.run.group([parts[place] for place in own]) for own in rules]
         self.places = dict(zip(self.groups, rules, strict=True))
+        self.tensors = tuple(map(self._filled, self.tensors))
         self.values = self.run.compiled.trunk(self.tensors)
 
     def steps(self) -> Steps[Quantities]:
@@ -221,15 +230,20 @@ class _Block:
         while True:
             until = first + self._next_passes(first)
             self.clock.begin()
-            if fits(partial(self._take, Draw(self.ask.seed, first, until - first, self.rows))):
+            if fits(partial(self._take, Draw(self.ask.seed, first, until - first, self.rows, self.spare))):
                 self.before = self.clock.end(until - first) or self.before
                 return until
             self._allow_fewer_passes(until - first)
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """The shapes of the inputs of the rows that still run."""
+        """The shapes of the inputs of the rows that still run, and of the spare ones behind them."""
         return [tuple(each.shape) for each in self.tensors]
+
+    @property
+    def spare(self) -> int:
+        """How many rows run that nobody asked for."""
+        return len(self.tensors[0]) - sum(group.rows for group in self.groups)
 
     def _next_passes(self, first: int) -> int:
         """Return how many passes run next."""
@@ -240,7 +254,7 @@ class _Block:
 
     def _take(self, draw: Draw) -> None:
         """Run passes and take them into the statistics of all groups, or of none."""
-        is_all = len(self.groups) == 1
+        is_all = len(self.groups) == 1 and not self.spare
         by_output, at, taken = self.run.by_output(self.values, self.shapes, draw), 0, []
         for group in self.groups:
             own = slice(at, at + group.rows)
@@ -281,9 +295,14 @@ class _Block:
         if self.groups:
             left = torch.cat(every).nonzero().flatten()
             self.rows = None if self.rows is None else [self.rows[place] for place in left.tolist()]
-            left = left.to(self.tensors[0].device)
+            left = self._filled(left).to(self.tensors[0].device)
             self.tensors = tuple(each[left] for each in self.tensors)
             self.values = self.run.compiled.trunk_of_rows(self.values, self.tensors, left)
+
+    def _filled(self, x: Tensor) -> Tensor:
+        """Return a tensor of the rows that are asked for [B, …] with the spare ones behind them."""
+        rows = self.run.rows_for(len(x), self.footprint)
+        return with_rows(x, rows) if rows > len(x) else x
 
 
 def _joined(blocks: Sequence[Quantities]) -> Quantities:
