@@ -4,7 +4,7 @@ Rows of several asks run together where their noise is the same; each keeps its 
 does not know who asked or what else is running.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -27,10 +27,11 @@ from service.graph.nodes import returned, value_of
 from service.graph.precision import FLOAT32, ruled
 from service.graph.rates import cache_of, measured
 from service.group import Group, Quantities, Rule, Statistics
-from service.job import Steps
+from service.job import Pending, Steps
 from service.part import Part, Step, noise_rows, rows_of
 from service.quantities import Accumulator, needs_samples
 from service.signature import Output
+from service.transfers import Receipt, received
 
 Answers = dict[str, dict[str, Tensor]]
 _OUTSIDE = "index out of range in self"  # torch's words on the CPU
@@ -114,22 +115,31 @@ class Run:
             if len(parts) > 1:
                 for found in _Block(self, footprint, parts, step).steps():
                     left = {place: part for place, part in left.items() if place not in found}
-                    yield {place: self._named(each) for place, each in found.items()}
+                    yield from self._answered({place: [received(each)] for place, each in found.items()})
                 return
         for place, part in left.items():
-            for quantities in self._in_blocks(part, footprint, step):
-                yield {} if quantities is None else {place: self._named(quantities)}
+            for blocks in self._in_blocks(part, footprint, step):
+                yield from self._answered({place: blocks} if blocks else {})
 
-    def _in_blocks(self, part: Part, footprint: Footprint, step: Step | None) -> Iterator[Quantities | None]:
-        """Run as many rows at once as fit, block after block; give what is known of all once the last is done."""
-        at, blocks = 0, list[Quantities]()
+    def _answered(self, found: Mapping[int, Sequence[Receipt]]) -> Steps[Answers]:
+        """Give answers, each from its blocks of rows; while they are on their way, first that."""
+        receipts = [each for blocks in found.values() for each in blocks]
+        if not _are_ready(receipts):
+            yield Pending(partial(_are_ready, receipts))
+        yield {place: self._named(_joined(blocks)) for place, blocks in found.items()}
+
+    def _in_blocks(self, part: Part, footprint: Footprint, step: Step | None) -> Iterator[Sequence[Receipt]]:
+        """Run as many rows at once as fit, block after block; give what is known of all once the last has run."""
+        at, blocks = 0, list[Receipt]()
         while at < part.rows:
             size, before = self.rows_together(part, step), len(blocks)
             own = part if size >= part.rows else part.block(at, size)
+            for last_but_one in blocks[-2:-1]:
+                last_but_one.tensors()  # so that no more than two are ahead of whoever comes next
             with suppress(_TooManyRows):
                 for found in _Block(self, footprint, [own], step).steps():
-                    blocks += found.values()
-                    yield _joined(blocks) if found and at + size >= part.rows else None
+                    blocks += map(received, found.values())
+                    yield blocks if found and at + size >= part.rows else ()
                 if len(blocks) == before:
                     return  # nobody waits any more
                 at += size
@@ -212,8 +222,8 @@ class _Block:
         self.tensors = tuple(map(self._filled, self.tensors))
         self.values = self.run.compiled.trunk(self.tensors)
 
-    def steps(self) -> Steps[Quantities]:
-        """Run a chunk a step; give the quantities of the parts that have had their passes."""
+    def steps(self) -> Iterator[dict[int, Quantities]]:
+        """Run a chunk a step; give the quantities of the parts that have had their passes, where they were computed."""
         passes = 0
         while self.groups:
             passes = self._run_chunk(passes)
@@ -305,9 +315,13 @@ class _Block:
         return with_rows(x, rows) if rows > len(x) else x
 
 
-def _joined(blocks: Sequence[Quantities]) -> Quantities:
-    """Put the quantities of several blocks of rows behind one another."""
+def _are_ready(receipts: Sequence[Receipt]) -> bool:
+    return all(each.is_ready() for each in receipts)
+
+
+def _joined(blocks: Sequence[Receipt]) -> Quantities:
+    """Wait for the quantities of several blocks of rows, and put them behind one another."""
     if len(blocks) == 1:
-        return blocks[0]
-    outputs = zip(*blocks, strict=True)
+        return blocks[0].tensors()
+    outputs = zip(*(each.tensors() for each in blocks), strict=True)
     return [{name: torch.cat([each[name] for each in several]) for name in several[0]} for several in outputs]
