@@ -18,7 +18,6 @@ from service.errors import InvalidPlan, InvalidQuantity
 from service.moments import Moments
 from service.quantities import REACHED, needs_samples, passes_used
 from service.signature import Activation, Output, Task
-from service.transfers import received
 
 
 def check_linear(output: Output, quantities: Sequence[str]) -> None:
@@ -71,7 +70,7 @@ class ConditionalAccumulator:
         self._joint = own if self._joint is None else self._joint.merge(own)
 
     def finish(self, deterministic: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the quantities by name, each [B, …] on the CPU; `standard_error` is that of the mean given here.
+        """Return the quantities by name, each [B, …]; `standard_error` is that of the mean given here.
 
         Args:
             deterministic: The raw output with everything off [B, …], where `deterministic` was asked for.
@@ -87,7 +86,7 @@ class ConditionalAccumulator:
         if deterministic is not None:
             found["deterministic"] = deterministic.double() * self._output.scale + self._output.shift
         served = {name: found[name] for name in self._quantities}
-        return received({name: x if x.dtype == torch.int64 else x.float() for name, x in served.items()})
+        return {name: x if x.dtype == torch.int64 else x.float() for name, x in served.items()}
 
     def spread(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean, variance, and the variance's relative standard error, of the passes so far [B, …] each."""

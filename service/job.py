@@ -2,16 +2,29 @@
 
 import math
 import time
-from collections.abc import Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 Result = TypeVar("Result")
-Steps = Generator[Mapping[int, Result], None, None]  # each gives the results that it led to, by their place in the run
 _STEP = 4.0  # costs within a factor of so much are alike
 _LEAST_S = 1e-6
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What a step gives in place of results that are on their way; the next step waits for them.
+
+    Attributes:
+        is_ready: Tells whether they are there.
+    """
+
+    is_ready: Callable[[], bool]
+
+
+Steps = Generator[Mapping[int, Result] | Pending, None, None]  # each gives what it led to, by its place in the run
 
 
 def level_of(cost_s: float) -> int:

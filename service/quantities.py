@@ -24,7 +24,6 @@ from torch import Tensor
 from service.errors import InvalidQuantity
 from service.moments import Moments, Spread
 from service.signature import Activation, Output, Task
-from service.transfers import received
 
 _MOMENTS = ("mean", "variance")
 _ENTROPIES = ("entropy", "expected_entropy", "mutual_information")
@@ -133,14 +132,14 @@ class Accumulator:
         return self._moments
 
     def finish(self, deterministic: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the quantities by name, each [B, …] on the CPU.
+        """Return the quantities by name, each [B, …]; what is kept of every pass is on the CPU.
 
         Args:
             deterministic: The raw output with everything off [B, …], where `deterministic` was asked for.
         """
         found = self._found(deterministic)
         served = {name: found[name] for name in self._quantities}
-        return received({name: x if x.dtype == torch.int64 else x.float() for name, x in served.items()})
+        return {name: x if x.dtype == torch.int64 else x.float() for name, x in served.items()}
 
     def _found(self, deterministic: Tensor | None) -> dict[str, Tensor]:
         moments = self._taken()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from service.job import Result, Steps
+from service.job import Pending, Result, Steps
 from service.part import Part, Step
 from service.prediction import Prediction, unfinite_rows
 from service.run import Answers, Run
@@ -93,9 +93,12 @@ class Question:
 def together(questions: Sequence[Question]) -> Steps[Prediction]:
     """Answer questions of one key by one run, a chunk of passes a step, each once it has had its passes."""
     for found in questions[0].run.steps([each.part for each in questions], questions[0].step):
-        yield {place: questions[place].prediction(answers) for place, answers in found.items()}
+        if isinstance(found, Pending):
+            yield found
+        else:
+            yield {place: questions[place].prediction(answers) for place, answers in found.items()}
 
 
 def finished(steps: Steps[Result]) -> dict[int, Result]:
     """Take all steps and return what they lead to, by its place."""
-    return {place: result for found in steps for place, result in found.items()}
+    return {place: each for found in steps if not isinstance(found, Pending) for place, each in found.items()}

@@ -36,11 +36,10 @@ def read_rows(
     for spec, tensor, lengths in zip(inputs, read, tables, strict=False):
         if lengths is not None:
             _check_places(spec, tensor.cpu(), lengths)
-    tensors = [sent(tensor, device) for tensor in read]
-    rows = {spec.name: tensor.shape[0] for spec, tensor in zip(inputs, tensors, strict=True)}
+    rows = {spec.name: tensor.shape[0] for spec, tensor in zip(inputs, read, strict=True)}
     if len(set(rows.values())) > 1:
         raise InvalidInput(f"the inputs have different numbers of rows: {rows}; give every input the same rows")
-    return tuple(standardise(spec, tensor) for spec, tensor in zip(inputs, tensors, strict=True))
+    return tuple(sent(standardise(spec, tensor), device) for spec, tensor in zip(inputs, read, strict=True))
 
 
 def standardise(spec: Input, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Rows of several asks run together where their noise is the same; each keeps its 
 does not know who asked or what else is running.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,14 +22,16 @@ from service.graph.capture import Captured
 from service.graph.compiled import Compiled
 from service.graph.drawing import Draw
 from service.graph.footprint import Footprint, fits, memory_named
+from service.graph.layout import with_rows
 from service.graph.nodes import returned, value_of
 from service.graph.precision import FLOAT32, ruled
 from service.graph.rates import cache_of, measured
 from service.group import Group, Quantities, Rule, Statistics
-from service.job import Steps
+from service.job import Pending, Steps
 from service.part import Part, Step, noise_rows, rows_of
 from service.quantities import Accumulator, needs_samples
 from service.signature import Output
+from service.transfers import Receipt, received
 
 Answers = dict[str, dict[str, Tensor]]
 _OUTSIDE = "index out of range in self"  # torch's words on the CPU
@@ -60,6 +62,12 @@ class Run:
             return part.rows
         most = footprint.rows_within(self.memory_bytes)
         return min(most, step.row_passes) if step else most
+
+    def rows_for(self, rows: int, footprint: Footprint) -> int:
+        """Return how many rows run in place of so many: more, where that fits and passes that were captured serve."""
+        if self.couples_rows:
+            return rows
+        return max(rows, min(self.compiled.rows_for(rows), footprint.rows_within(self.memory_bytes)))
 
     def check_samples(self, part: Part) -> None:
         """Check that what must be kept of every pass fits into memory.
@@ -107,22 +115,31 @@ class Run:
             if len(parts) > 1:
                 for found in _Block(self, footprint, parts, step).steps():
                     left = {place: part for place, part in left.items() if place not in found}
-                    yield {place: self._named(each) for place, each in found.items()}
+                    yield from self._answered({place: [received(each)] for place, each in found.items()})
                 return
         for place, part in left.items():
-            for quantities in self._in_blocks(part, footprint, step):
-                yield {} if quantities is None else {place: self._named(quantities)}
+            for blocks in self._in_blocks(part, footprint, step):
+                yield from self._answered({place: blocks} if blocks else {})
 
-    def _in_blocks(self, part: Part, footprint: Footprint, step: Step | None) -> Iterator[Quantities | None]:
-        """Run as many rows at once as fit, block after block; give what is known of all once the last is done."""
-        at, blocks = 0, list[Quantities]()
+    def _answered(self, found: Mapping[int, Sequence[Receipt]]) -> Steps[Answers]:
+        """Give answers, each from its blocks of rows; while they are on their way, first that."""
+        receipts = [each for blocks in found.values() for each in blocks]
+        if not _are_ready(receipts):
+            yield Pending(partial(_are_ready, receipts))
+        yield {place: self._named(_joined(blocks)) for place, blocks in found.items()}
+
+    def _in_blocks(self, part: Part, footprint: Footprint, step: Step | None) -> Iterator[Sequence[Receipt]]:
+        """Run as many rows at once as fit, block after block; give what is known of all once the last has run."""
+        at, blocks = 0, list[Receipt]()
         while at < part.rows:
             size, before = self.rows_together(part, step), len(blocks)
             own = part if size >= part.rows else part.block(at, size)
+            for last_but_one in blocks[-2:-1]:
+                last_but_one.tensors()  # so that no more than two are ahead of whoever comes next
             with suppress(_TooManyRows):
                 for found in _Block(self, footprint, [own], step).steps():
-                    blocks += found.values()
-                    yield _joined(blocks) if found and at + size >= part.rows else None
+                    blocks += map(received, found.values())
+                    yield blocks if found and at + size >= part.rows else ()
                 if len(blocks) == before:
                     return  # nobody waits any more
                 at += size
@@ -176,7 +193,8 @@ class _TooManyRows(Exception):
 class _Block:
     """Rows that run together until each has had its passes.
 
-    Where the device has no memory, fewer passes run at once, then and for whoever asks such questions later.
+    Others may run behind them, which only make their number round: no statistics know of them. Where the device has
+    no memory, fewer passes run at once, then and for whoever asks such questions later.
 
     Args:
         run: The plan.
@@ -201,10 +219,11 @@ class _Block:
         """Make what all passes share."""
         self.groups = [self.run.group([parts[place] for place in own]) for own in rules]
         self.places = dict(zip(self.groups, rules, strict=True))
+        self.tensors = tuple(map(self._filled, self.tensors))
         self.values = self.run.compiled.trunk(self.tensors)
 
-    def steps(self) -> Steps[Quantities]:
-        """Run a chunk a step; give the quantities of the parts that have had their passes."""
+    def steps(self) -> Iterator[dict[int, Quantities]]:
+        """Run a chunk a step; give the quantities of the parts that have had their passes, where they were computed."""
         passes = 0
         while self.groups:
             passes = self._run_chunk(passes)
@@ -221,15 +240,20 @@ class _Block:
         while True:
             until = first + self._next_passes(first)
             self.clock.begin()
-            if fits(partial(self._take, Draw(self.ask.seed, first, until - first, self.rows))):
+            if fits(partial(self._take, Draw(self.ask.seed, first, until - first, self.rows, self.spare))):
                 self.before = self.clock.end(until - first) or self.before
                 return until
             self._allow_fewer_passes(until - first)
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """The shapes of the inputs of the rows that still run."""
+        """The shapes of the inputs of the rows that still run, and of the spare ones behind them."""
         return [tuple(each.shape) for each in self.tensors]
+
+    @property
+    def spare(self) -> int:
+        """How many rows run that nobody asked for."""
+        return len(self.tensors[0]) - sum(group.rows for group in self.groups)
 
     def _next_passes(self, first: int) -> int:
         """Return how many passes run next."""
@@ -240,7 +264,7 @@ class _Block:
 
     def _take(self, draw: Draw) -> None:
         """Run passes and take them into the statistics of all groups, or of none."""
-        is_all = len(self.groups) == 1
+        is_all = len(self.groups) == 1 and not self.spare
         by_output, at, taken = self.run.by_output(self.values, self.shapes, draw), 0, []
         for group in self.groups:
             own = slice(at, at + group.rows)
@@ -281,14 +305,23 @@ class _Block:
         if self.groups:
             left = torch.cat(every).nonzero().flatten()
             self.rows = None if self.rows is None else [self.rows[place] for place in left.tolist()]
-            left = left.to(self.tensors[0].device)
+            left = self._filled(left).to(self.tensors[0].device)
             self.tensors = tuple(each[left] for each in self.tensors)
             self.values = self.run.compiled.trunk_of_rows(self.values, self.tensors, left)
 
+    def _filled(self, x: Tensor) -> Tensor:
+        """Return a tensor of the rows that are asked for [B, …] with the spare ones behind them."""
+        rows = self.run.rows_for(len(x), self.footprint)
+        return with_rows(x, rows) if rows > len(x) else x
 
-def _joined(blocks: Sequence[Quantities]) -> Quantities:
-    """Put the quantities of several blocks of rows behind one another."""
+
+def _are_ready(receipts: Sequence[Receipt]) -> bool:
+    return all(each.is_ready() for each in receipts)
+
+
+def _joined(blocks: Sequence[Receipt]) -> Quantities:
+    """Wait for the quantities of several blocks of rows, and put them behind one another."""
     if len(blocks) == 1:
-        return blocks[0]
-    outputs = zip(*blocks, strict=True)
+        return blocks[0].tensors()
+    outputs = zip(*(each.tensors() for each in blocks), strict=True)
     return [{name: torch.cat([each[name] for each in several]) for name in several[0]} for several in outputs]

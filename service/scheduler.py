@@ -6,6 +6,10 @@ about as much, the one that came first: a long run is set aside between two of i
 turn instead of all at once. Costs of an order of magnitude that have had no step for a while get one, so none starves.
 Who runs with others is answered once its own steps are done. What takes less than waking a thread may be done in the
 thread that submits it; whoever steps has the turn, so that there is one step at a time.
+
+A step may launch work and give what tells when its results are there. Meanwhile one more run is begun, so that the
+device goes on at once, and no more: what else comes runs together. Further steps of a run wait for the device
+themselves, so results that are on their way are waited for first, and answered as soon as they are there.
 """
 
 import asyncio
@@ -18,23 +22,35 @@ from threading import Condition, Lock, Thread
 from typing import Generic
 
 from service.errors import DeadlineExceeded, Draining, Overloaded
-from service.job import Job, Result, Steps, Work, level_of
+from service.job import Job, Pending, Result, Steps, Work, level_of
 
 _log = logging.getLogger("thinnet")
 _AGE_S = 1.0
 _LOOK_S = 0.02
 _LITTLE_S, _ALL_LITTLE_S = 1e-3, 1e-2  # a job, and all together, that cost no more than to wake a thread and be woken
 _LEAST_WAIT_S = 1.0
+_MOST_PENDING = 2  # runs whose results are on their way: one is computed, one is next
 
 
 @dataclass(eq=False)
 class _Run(Generic[Result]):
-    """Jobs that run together, the one that came first in front."""
+    """Jobs that run together, the one that came first in front.
+
+    Attributes:
+        jobs: They.
+        steps: What leads to their results.
+        spent_s: How long it took so far.
+        answered: How many have their results.
+        pending: Results that are on their way.
+        launched: Since when, by `time.monotonic`.
+    """
 
     jobs: list[Job[Result]]
     steps: Steps[Result]
     spent_s: float = 0.0
     answered: int = 0
+    pending: Pending | None = None
+    launched: float = 0.0
 
     @property
     def level(self) -> int:
@@ -50,6 +66,13 @@ class _Run(Generic[Result]):
 
     def is_wanted(self) -> bool:
         return any(job.is_wanted() for job in self.jobs)
+
+    def is_ready(self) -> bool:
+        """Tell whether its next step waits for no results, be it that nobody does any more."""
+        try:
+            return self.pending is None or self.pending.is_ready() or not self.is_wanted()
+        except Exception:  # whatever a device raises, the step will raise it too, and end this run alone
+            return True
 
 
 class Scheduler(Generic[Result]):
@@ -75,6 +98,7 @@ class Scheduler(Generic[Result]):
         self._active: list[_Run[Result]] = []
         self._accepted_s = 0.0  # what everything that waits or runs costs
         self._stepped: dict[int, float] = {}  # by the order of magnitude of the cost: when one of these stepped last
+        self._arrived = 0.0  # when the last results that were on their way were there
         self._changed, self._turn = Condition(), Lock()
         self._moved = time.monotonic()
         self._thread: Thread | None = None
@@ -126,7 +150,7 @@ class Scheduler(Generic[Result]):
         """Have done what was submitted: here and now where that is sooner done than a thread woken, else there."""
         if self._is_little() and self._turn.acquire(blocking=False):
             try:
-                while self._waiting and not self._active:
+                while (self._waiting or self._active) and all(run.pending for run in self._active):
                     self._advance()
             finally:
                 self._turn.release()
@@ -221,19 +245,29 @@ class Scheduler(Generic[Result]):
     def _next(self) -> _Run[Result] | None:
         """Return the run that steps next, made of waiting jobs where these come first."""
         self._drop_unwanted()
+        pending = sorted((run for run in self._active if run.pending), key=lambda run: run.launched)
+        if arrived := next((run for run in pending if run.is_ready()), None):
+            return arrived
+        now = time.monotonic()
+        head = self._head(now) if len(pending) < _MOST_PENDING else None
+        if pending and not isinstance(head, Job):
+            return pending[0]
+        if head is None:
+            return None
+        self._stepped[head.level] = now
+        return self._begin(head, now) if isinstance(head, Job) else head
+
+    def _head(self, now: float) -> _Run[Result] | Job[Result] | None:
+        """Return what comes first of what waits and of the runs that have no results on their way."""
         heads: dict[int, _Run[Result] | Job[Result]] = {}
-        accepted: list[_Run[Result] | Job[Result]] = [*self._active, *self._waiting]
-        for each in sorted(accepted, key=lambda each: each.arrived):
+        accepted: list[_Run[Result] | Job[Result]] = [run for run in self._active if not run.pending]
+        for each in sorted([*accepted, *self._waiting], key=lambda each: each.arrived):
             heads.setdefault(each.level, each)
         if not heads:
             return None
-        now = time.monotonic()
         since = {level: max(self._stepped.get(level, 0.0), head.arrived) for level, head in heads.items()}
         starved = min(since, key=since.__getitem__)
-        level = starved if now - since[starved] > _AGE_S else min(heads)
-        self._stepped[level] = now
-        head = heads[level]
-        return self._begin(head, now) if isinstance(head, Job) else head
+        return heads[starved if now - since[starved] > _AGE_S else min(heads)]
 
     def _drop_unwanted(self) -> None:
         kept = []
@@ -263,14 +297,21 @@ class Scheduler(Generic[Result]):
 
     def _step(self, run: _Run[Result]) -> None:
         began, found = time.monotonic(), None
+        was_pending, run.pending = run.pending, None
         try:
             if run.is_wanted():
                 found = next(run.steps, None)
         except Exception as error:  # whatever a network raises, it ends this run alone
             self._fail(run, error)
             return
-        run.spent_s += time.monotonic() - began
-        if found is None:
+        now = time.monotonic()
+        if was_pending:
+            began = max(run.launched, self._arrived)  # before, what was computed was another's
+            self._arrived = now
+        run.spent_s += now - began
+        if isinstance(found, Pending):
+            run.pending, run.launched = found, now
+        elif found is None:
             self._end(run)
         else:
             self._answer(run, found)

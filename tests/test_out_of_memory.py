@@ -15,6 +15,7 @@ from service.ask import Asked
 from service.errors import OutOfMemory
 from service.graph.compiled import Compiled
 from service.graph.drawing import Draw
+from service.graph.replayed import round_rows
 from service.prediction import Prediction
 from service.quantities import Accumulator
 from service.question import finished, together
@@ -98,9 +99,14 @@ ASKED = [
 
 @pytest.mark.parametrize("asked", ASKED, ids=str)
 @pytest.mark.parametrize("room", [10, 3])
-def test_what_runs_at_once_is_halved_until_it_fits_and_the_answer_is_the_same(asked: Any, room: int) -> None:
+@pytest.mark.parametrize("is_filled", [False, True], ids=["seven rows", "seven rows and one that makes them round"])
+def test_what_runs_at_once_is_halved_until_it_fits_and_the_answer_is_the_same(
+    asked: Any, room: int, is_filled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x = rows(7)
     expected = Predictor.capture(network(), x).predict(x, **asked)
+    if is_filled:
+        monkeypatch.setattr(Compiled, "rows_for", lambda plan, count: round_rows(count))
     predictor = Predictor.capture(network(), x)
     with Small(room).at_hand() as device:
         close(predictor.predict(x, **asked), expected)

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from service import Predictor
 from service.ask import Asked
 from service.costs import Costs
+from service.job import Pending
 from service.part import Step
 from service.prediction import Prediction
 from service.question import Question, finished, together
 from service.signature import Activation, Output, Task
+from service.transfers import Receipt, received
 
 SOFTMAX = Output(task=Task.CLASSIFICATION, activation=Activation.SOFTMAX)
 PLANS: list[dict[str, Any]] = [
@@ -80,6 +82,93 @@ def test_each_is_answered_as_if_it_were_alone(plan: dict[str, Any]) -> None:
     assert sorted(answers) == list(range(len(several)))
     for place, alone in enumerate(several):
         same(answers[place], finished(together([alone]))[0], **allowed)
+
+
+class Late(Receipt):
+    """What is not there before it is waited for: until then it holds no numbers."""
+
+    waited = 0
+
+    def __init__(self, found: Sequence[Mapping[str, Tensor]]) -> None:
+        self._real = received(found).tensors()
+        self._there = False
+        super().__init__([{name: _spoilt(x) for name, x in each.items()} for each in self._real])
+
+    def is_ready(self) -> bool:
+        return self._there
+
+    def tensors(self) -> list[dict[str, Tensor]]:
+        Late.waited += not self._there
+        self._there = True
+        for mine, real in zip(self._moved, self._real, strict=True):
+            for name, x in real.items():
+                mine[name].copy_(x)
+        return super().tensors()
+
+
+def _spoilt(x: Tensor) -> Tensor:
+    return torch.full_like(x, torch.nan if x.dtype.is_floating_point else -1)
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> type[Late]:
+    monkeypatch.setattr("service.run.received", Late)
+    monkeypatch.setattr(Late, "waited", 0)
+    return Late
+
+
+@pytest.mark.parametrize("plan", [{}, {"scope": "row"}], ids=str)
+def test_nothing_is_read_before_it_is_there(
+    plan: dict[str, Any], late: type[Late], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("service.run.received", received)
+        expected = finished(together(questions(classifier(), plan)))
+    steps = [*together(questions(classifier(), plan))]
+
+    assert sum(isinstance(each, Pending) for each in steps) > 3, "for each who is answered apart"
+    answers = finished(iter(steps))
+    assert sorted(answers) == sorted(expected)
+    for place, answer in answers.items():
+        same(answer, expected[place])
+
+
+def test_results_on_their_way_are_told_before_they_are_waited_for(late: type[Late]) -> None:
+    steps = together([classifier().question(rows(3, 1), Asked(passes=9))])
+    pending = next(steps)
+    assert isinstance(pending, Pending)
+    assert not pending.is_ready()
+    assert late.waited == 0
+    assert list(next(steps)) == [0]
+    assert (late.waited, pending.is_ready()) == (1, True)
+
+
+def test_no_more_than_two_blocks_of_rows_are_ahead(late: type[Late], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = classifier().question(rows(50, 1), Asked(passes=30))
+    with monkeypatch.context() as patch:
+        patch.setattr("service.run.received", received)
+        expected = finished(together([whole]))[0]
+    parts = classifier().question(rows(50, 1), Asked(passes=30))
+    parts.serve("", Step(7, 10.0))
+    seen, taken, made = [], together([parts]), [0]
+    init = Late.__init__
+
+    def counted(self: Late, found: Sequence[Mapping[str, Tensor]]) -> None:
+        made[0] += 1
+        init(self, found)
+
+    monkeypatch.setattr(Late, "__init__", counted)
+    for found in taken:
+        seen.append(made[0] - late.waited)
+        answers = found
+    assert max(seen) == 2
+    assert made[0] == 8
+    same(answers[0], expected)
+
+
+def test_what_is_there_at_once_is_no_step_of_its_own() -> None:
+    answered = list(together([classifier().question(rows(3, 1), Asked(passes=9))]))
+    assert [list(found) for found in answered] == [[0]]
 
 
 @pytest.mark.parametrize("gone", [[0], [2], [0, 2], [4], [1, 4, 5]])

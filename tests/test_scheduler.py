@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
-from threading import Event, current_thread
+from threading import Event, Timer, current_thread
 from typing import Any
 
 import pytest
 
 from service.errors import DeadlineExceeded, Draining, Overloaded
-from service.job import Job, Steps
+from service.job import Job, Pending, Steps
 from service.scheduler import Scheduler
 
 SOON_S = 10.0
@@ -18,7 +18,10 @@ SOON_S = 10.0
 
 @dataclass(eq=False)
 class Task:
-    """Work of some steps; `fault` is raised at one of them."""
+    """Work of some steps; `fault` is raised at one of them.
+
+    Its results are on their way until `there` is set; `lost` is raised by whoever waits for them.
+    """
 
     name: str
     key: str | None = "same"
@@ -26,6 +29,8 @@ class Task:
     fault: Exception | None = None
     fault_at: int = 0
     room: int = 100
+    there: Event | None = None
+    lost: Exception | None = None
 
     def fits(self, others: Sequence["Task"]) -> bool:
         return len(others) < self.room
@@ -54,7 +59,20 @@ class Bench:
             self.threads.append(current_thread().name)
             time.sleep(self.step_s)
             done = [place for place, task in enumerate(tasks) if task.steps == step + 1]
+            yield from self.arriving(names, [tasks[place] for place in done])
             yield {place: tasks[place].name for place in done if jobs[place].is_wanted()}
+
+    def arriving(self, names: str, tasks: Sequence[Task]) -> Iterator[Pending]:
+        """Tell that results are on their way, and wait for them."""
+        expected = [task.there for task in tasks if task.there is not None]
+        if not expected:
+            return
+        yield Pending(lambda: all(each.is_set() for each in expected))
+        self.told.append(f"{names} awaited")
+        assert all(each.wait(SOON_S) for each in expected)
+        for task in tasks:
+            if task.lost is not None:
+                raise task.lost
 
 
 @pytest.fixture
@@ -408,3 +426,175 @@ def test_a_thread_that_does_not_move_is_told(bench: Bench, make: Callable[..., S
     bench.go.set()
     until(lambda: scheduler.in_flight == 0)
     assert scheduler.stalled_s == 0
+
+
+def test_while_results_are_on_their_way_the_next_run_is_begun(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    there = [Event(), Event()]
+    _, a, b = held(make(), Task("a", "1", there=there[0]), Task("b", "2", there=there[1]))
+    bench.go.set()
+    until(lambda: "a awaited" in bench.told)
+    assert bench.told == ["first 0", "a 0", "b 0", "a awaited"], "the oldest is, once nothing else is to be done"
+    assert not any(job.future.done() for job in (a, b))
+
+    there[0].set()
+    assert a.future.result(SOON_S) == "a"
+    assert not b.future.done()
+    there[1].set()
+    assert b.future.result(SOON_S) == "b"
+    assert bench.told[4:] == ["b awaited"]
+
+
+def test_no_more_than_one_is_begun_meanwhile_so_that_what_comes_runs_together(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    scheduler, there = make(), [Event(), Event()]
+    held(scheduler, Task("a", "1", there=there[0]), Task("b", "2", there=there[1]))
+    bench.go.set()
+    until(lambda: "a awaited" in bench.told)
+    others = [scheduler.submit(Task(name), 1.0) for name in "cde"]
+    assert bench.told[-1] == "a awaited"
+    there[0].set()
+
+    assert [job.future.result(SOON_S) for job in others] == [*"cde"]
+    assert bench.told[4] == "c+d+e 0"
+    assert not there[1].is_set(), "b is on its way still"
+    there[1].set()
+
+
+def test_a_run_whose_results_are_on_their_way_holds_up_no_plain_one(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    there = Event()
+    _, late, *plain = held(make(), Task("late", "1", there=there), Task("a", "2"), Task("b", "3"))
+    bench.go.set()
+    assert [job.future.result(SOON_S) for job in plain] == ["a", "b"]
+    assert not late.future.done()
+    there.set()
+    assert late.future.result(SOON_S) == "late"
+
+
+def test_results_are_waited_for_before_a_run_goes_on_that_waits_itself(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    scheduler, there, bench.step_s = make(), Event(), 0.005
+    bench.go.set()
+    long = scheduler.submit(Task("long", None, steps=60), 1.0)
+    until(lambda: "long 3" in bench.told)
+    short = scheduler.submit(Task("short", None, there=there), 0.01)
+    until(lambda: "short awaited" in bench.told)
+    at = bench.told.index("short 0")
+    assert bench.told[at:] == ["short 0", "short awaited"]
+    there.set()
+
+    assert short.future.result(SOON_S) == "short"
+    assert long.future.result(SOON_S) == "long"
+
+
+@pytest.mark.parametrize("how", ["leaves", "late"])
+def test_results_that_nobody_waits_for_any_more_cost_nothing(
+    bench: Bench, make: Callable[..., Scheduler[str]], how: str
+) -> None:
+    scheduler, never, bench.step_s = make(), Event(), 0.1
+    held(scheduler)
+    gone = scheduler.submit(Task("gone", "1", there=never), 0.01, timeout_s=0.25 if how == "late" else SOON_S)
+    slow = scheduler.submit(Task("slow", "2"), 1.0)
+    bench.go.set()
+    until(lambda: "slow 0" in bench.told)
+    if how == "leaves":
+        gone.cancel()
+
+    assert slow.future.result(SOON_S) == "slow"
+    until(lambda: scheduler.in_flight == 0 and not scheduler._active)
+    assert bench.told == ["first 0", "gone 0", "slow 0"], "nobody waits for what nobody wants"
+    assert scheduler.queued_cost_s == 0
+    with pytest.raises((CancelledError, DeadlineExceeded)):
+        gone.future.result(0)
+
+
+def test_results_that_do_not_come_fail_their_own_alone(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    there = Event()
+    bad = Task("bad", there=there, lost=ValueError("its own"))
+    _, good, failed, other = held(make(), Task("good"), bad, Task("other", "other"))
+    bench.go.set()
+    until(lambda: "good+bad awaited" in bench.told)
+    there.set()
+
+    assert [job.future.result(SOON_S) for job in (good, other)] == ["good", "other"]
+    with pytest.raises(ValueError, match="its own"):
+        failed.future.result(SOON_S)
+    assert bench.told[-2:] == ["bad 0", "bad awaited"]
+    assert "good 0" in bench.told, "each was tried alone"
+
+
+class Lost(Event):
+    """What cannot be asked for any more."""
+
+    def is_set(self) -> bool:
+        raise RuntimeError("the device is lost")
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self.is_set()
+
+
+def test_who_cannot_be_asked_whether_results_are_there_ends_alone(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    _, lost, other = held(make(), Task("lost", "1", there=Lost()), Task("other", "2"))
+    bench.go.set()
+    assert other.future.result(SOON_S) == "other"
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        lost.future.result(SOON_S)
+
+
+def test_little_ones_are_launched_together_and_answered_where_they_were_attended_to(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    bench.go.set()
+    scheduler, there = make(), [Event(), Event(), Event()]
+    jobs = [
+        scheduler.submit(Task(name, name, there=own), 1e-4, wake=False) for name, own in zip("abc", there, strict=True)
+    ]
+    timers = [Timer(0.05 * (place + 1), own.set) for place, own in enumerate(there)]
+    for timer in timers:
+        timer.start()
+    scheduler.attend()
+
+    assert [job.future.result(0) for job in jobs] == [*"abc"]
+    assert bench.told[:3] == ["a 0", "b 0", "a awaited"]
+    assert set(bench.threads) == {current_thread().name}
+
+
+def test_what_a_run_took_is_until_its_results_were_there_but_not_what_another_took(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    there = [Event(), Event()]
+    _, a, b = held(make(), Task("a", "1", there=there[0]), Task("b", "2", there=there[1]))
+    began = time.monotonic()
+    bench.go.set()
+    until(lambda: "b 0" in bench.told)
+    for place, own in enumerate(there):
+        Timer(0.2 + 0.1 * place, own.set).start()
+    for job in (a, b):
+        job.future.result(SOON_S)
+    took_s = time.monotonic() - began
+
+    assert a.compute_s > 0.15
+    assert b.compute_s > 0.05
+    assert a.compute_s + b.compute_s < 1.2 * took_s, "one after the other"
+
+
+def test_results_that_nobody_waits_for_any_more_keep_no_run_from_being_begun(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    there, bench.step_s = Event(), 0.1
+    _, a, gone, c = held(make(), Task("a", "1", there=there), Task("gone", "2", there=Event()), Task("c", "3"))
+    bench.go.set()
+    until(lambda: "gone 0" in bench.told)
+    gone.cancel()
+
+    assert c.future.result(SOON_S) == "c"
+    assert bench.told[:4] == ["first 0", "a 0", "gone 0", "c 0"]
+    there.set()
+    assert a.future.result(SOON_S) == "a"

@@ -116,6 +116,10 @@ class Compiled:
                 return fast, cut
         return self._rewritten, split(self._rewritten)
 
+    def rows_for(self, rows: int) -> int:
+        """Return how many rows should run in place of so many, so that passes that were captured serve them."""
+        return self._replays.rows_for(rows) if any(self.stochastic) else rows
+
     def trunk(self, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
         """Run what no noise reaches, once."""
         with ruled(self._precision, self._device), torch.inference_mode():

@@ -30,12 +30,14 @@ class Draw:
         first_pass: Index of the first pass.
         passes: How many, S.
         rows: Row indices for row scope; None for pass scope.
+        spare: How many rows run behind those that were asked for; in row scope they take the last one's noise.
     """
 
     seed: int
     first_pass: int
     passes: int
     rows: Sequence[int] | None
+    spare: int = 0
 
 
 class Store:
@@ -95,13 +97,17 @@ def draw_noises(
 
 def _noise(noise: NoiseInput, symbols: Symbols, lengths: tuple[int, ...], draw: Draw, device: torch.device) -> Tensor:
     if draw.rows is not None:
-        return _drawn(noise, symbols, lengths, draw, device)
+        return _with_spare(_drawn(noise, symbols, lengths, draw, device), draw.spare)
     key = (noise, lengths, draw.seed, device)
     found = _store.find(key, draw.first_pass, draw.passes)
     if found is None:
         found = _drawn(noise, symbols, lengths, draw, device)
         _store.put(key, draw.first_pass, found)
     return found
+
+
+def _with_spare(noise: Tensor, spare: int) -> Tensor:
+    return torch.cat((noise, noise[:, -1:].expand(-1, spare, *noise.shape[2:])), 1) if spare else noise
 
 
 def _drawn(noise: NoiseInput, symbols: Symbols, lengths: tuple[int, ...], draw: Draw, device: torch.device) -> Tensor:

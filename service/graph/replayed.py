@@ -1,9 +1,9 @@
 """Passes whose shapes come again, captured in a CUDA graph and replayed: one launch in place of one for each operator.
 
 What the trunk gave and the noise are the graph's inputs: they are copied to where it reads them. A graph is of exact
-shapes and numbers of rows and passes, kept while it is among those used last. A first replay is compared with the
-plain passes; where graphs do not serve, plain passes do, and the log says so once. It does not know what passes
-compute.
+shapes and numbers of rows and passes, kept while it is among those used last; whoever runs passes fills the rows up to
+a round number, so that few graphs serve any number of rows. A first replay is compared with the plain passes; where
+graphs do not serve, plain passes do, and the log says so once. It does not know what passes compute.
 """
 
 import logging
@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from service.graph.proof import close
+from service.graph.tuned import next_round
 
 _GRAPHS_KEPT = 16
 _SHAPES_COUNTED = 256
 _TIMES = 3  # that shapes come before they are captured: the first ones make what libraries make at first use
+_FEW_ROWS = 64  # up to as many, a row more costs next to nothing beside a launch
 _log = logging.getLogger("thinnet")
 Work = Callable[[Sequence[Any], Sequence[Tensor]], list[Tensor]]
 Replay = Callable[[], None]
@@ -69,7 +71,8 @@ def replays_on(device: torch.device) -> str:
     """Say whether passes are captured on a device, and which."""
     if device.type != "cuda":
         return f"no CUDA graphs on {device}"
-    return f"CUDA graphs of passes whose shapes come for the {_TIMES}rd time, the last {_GRAPHS_KEPT} of each plan"
+    kept = f"the last {_GRAPHS_KEPT} of each plan, rows filled up to a round number"
+    return f"CUDA graphs of passes whose shapes come for the {_TIMES}rd time, {kept}"
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,10 @@ class Replays:
         self._counts: dict[Hashable, int] = {}
         self.fault: str | None = None
 
+    def rows_for(self, rows: int) -> int:
+        """Return how many rows should run in place of so many: a round number where passes are captured."""
+        return round_rows(rows) if self._serves() else rows
+
     def run(self, kind: Hashable, work: Work, values: Sequence[Any], noises: Sequence[Tensor]) -> list[Tensor]:
         """Run passes by their graph, or plainly where they have none.
 
@@ -111,7 +118,7 @@ class Replays:
             values: What the trunk gave.
             noises: The noise of each site.
         """
-        if self._capture is None or self.fault or not self._capture.is_ready():
+        if not self._serves():
             return work(values, noises)
         given, count = [*values, *noises], len(values)
         key = kind, tuple(map(_shape, given))
@@ -123,6 +130,9 @@ class Replays:
             if self._is_due(key):
                 self._try(key, lambda held: work(held[:count], held[count:]), given, expected)
             return expected
+
+    def _serves(self) -> bool:
+        return self._capture is not None and not self.fault and self._capture.is_ready()
 
     def _plainly(self, work: Work, values: Sequence[Any], noises: Sequence[Tensor]) -> list[Tensor]:
         try:
@@ -163,6 +173,11 @@ class Replays:
         self.fault = fault
         self._graphs.clear()
         _log.warning("passes run without CUDA graphs: %s", fault)
+
+
+def round_rows(rows: int) -> int:
+    """Return the round number that is at least as many rows: a power of two, of many rows at most 28 % more."""
+    return 1 << (rows - 1).bit_length() if rows <= _FEW_ROWS else next_round(rows)
 
 
 def _shape(value: Any) -> Hashable:

@@ -15,7 +15,9 @@ from service import Predictor
 from service.dropout import BY_NAME, VARIANTS
 from service.dropout.variant import CellVariant
 from service.errors import BadRequest, InvalidPlan, NoActiveSite
+from service.graph.compiled import Compiled
 from service.graph.rates import measured
+from service.graph.replayed import round_rows
 from service.plan import make_plan
 
 NAMES = [variant.name for variant in VARIANTS if variant().fixed_passes is None]
@@ -118,6 +120,20 @@ def test_the_neighbours_change_nothing(specimen: Specimen, predictor: Predictor)
             alone = predictor.predict(tuple(each[3:4] for each in inputs), passes=5, scope=scope, row_offset=3, **plan)
             for mine, theirs in zip(means(alone), means(together), strict=True):
                 torch.testing.assert_close(mine, theirs[3:4], rtol=1e-4, atol=1e-5)
+
+
+def test_spare_rows_that_make_their_number_round_change_nothing(
+    specimen: Specimen, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = specimen.inputs(5)
+    for plan in plans(predictor, RATES[:1]):
+        for scope in ("pass",) if specimen.coupled else ("pass", "row"):
+            exact = predictor.predict(inputs, passes=5, scope=scope, **plan)
+            with monkeypatch.context() as patch:
+                patch.setattr(Compiled, "rows_for", lambda compiled, rows: round_rows(rows))
+                filled = predictor.predict(inputs, passes=5, scope=scope, **plan)
+            for mine, theirs in zip(means(filled), means(exact), strict=True):
+                torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_the_same_question_has_the_same_answer_and_other_seeds_another(

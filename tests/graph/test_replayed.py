@@ -10,8 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from service import Predictor
+from service.ask import Asked
 from service.graph import replayed
-from service.graph.replayed import OnGpu, Replay, Replays, capture_on, replays_on
+from service.graph.compiled import Compiled
+from service.graph.drawing import Draw
+from service.graph.replayed import OnGpu, Replay, Replays, capture_on, replays_on, round_rows
+from service.prediction import Prediction
+from service.question import finished, together
 
 
 class StandIn:
@@ -69,6 +74,136 @@ def test_replays_with_other_noise_and_other_rows_are_those_passes(stand_in: Stan
     assert stand_in.replayed > 4
 
 
+def wrong(outputs: list[Tensor]) -> None:
+    outputs[0].add_(1)
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each chunk of passes had."""
+    found, run = list[int](), Compiled.run
+
+    def noted(plan: Compiled, values: Any, shapes: Any, draw: Draw) -> list[Tensor]:
+        found.append(shapes[0][0])
+        return run(plan, values, shapes, draw)
+
+    monkeypatch.setattr(Compiled, "run", noted)
+    return found
+
+
+def plainly(monkeypatch: pytest.MonkeyPatch, module: nn.Module, x: Tensor, **asked: Any) -> Prediction:
+    """Return what a device without graphs answers."""
+    with monkeypatch.context() as patch:
+        patch.setattr("service.graph.compiled.capture_on", lambda device: None)
+        return Predictor.capture(module, rows(2)).predict(x, **asked)
+
+
+def same(found: Prediction, expected: Prediction) -> None:
+    assert found.passes == expected.passes
+    for output, quantities in expected.outputs.items():
+        for name, values in quantities.items():
+            torch.testing.assert_close(found.outputs[output][name], values, rtol=1e-5, atol=1e-6, msg=name)
+
+
+ASKED: list[dict[str, Any]] = [
+    {"passes": 20, "quantities": ["samples", "deterministic"]},
+    {"passes": 20, "scope": "row", "row_offset": 3, "quantities": ["samples"]},
+    {"passes": 20, "variant": "dropconnect", "p": 0.2},
+    {"passes": 20, "variant": "dropconnect", "p": 0.2, "scope": "row"},
+    {"passes": 20, "variant": "dropconnect-sampled", "scope": "row"},
+    {"passes": 20, "estimator": "integrated", "sites": {"input": {"variant": "bernoulli", "p": 0.2}}},
+    {"passes": 500, "tolerance": 0.15},
+    {"passes": 500, "tolerance": 0.15, "scope": "row"},
+]
+
+
+@pytest.mark.parametrize("asked", ASKED, ids=str)
+def test_numbers_of_rows_that_are_alike_share_a_graph_and_answers_are_those_without(
+    stand_in: StandIn, ran: list[int], monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    fast = Predictor.capture(network(), rows(2))
+    for count in (5, 6, 7, 8, 5):
+        x = rows(count) * torch.linspace(0.1, 4, count)[:, None]
+        expected = plainly(monkeypatch, network(), x, **asked)
+        ran.clear()
+        same(fast.predict(x, **asked), expected)
+        assert set(ran) <= {1, 2, 4, 8}
+    if "tolerance" not in asked:
+        assert ran == [8]
+        assert (stand_in.captured, stand_in.replayed) == (1, 3), "the first replay is the check"
+    else:
+        assert len(set(ran)) > 1, "rows left"
+
+
+def test_rows_of_several_asks_are_filled_up_together(
+    stand_in: StandIn, ran: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = [{"passes": 40}, {"passes": 9}, {"passes": 300, "tolerance": 0.3}, {"passes": 40}]
+    given = [rows(count, seed=count) for count in (3, 2, 5, 1)]
+    for scope in ("pass", "row"):
+        expected = [plainly(monkeypatch, network(), x, scope=scope, **own) for x, own in zip(given, asked, strict=True)]
+        fast = Predictor.capture(network(), rows(2))
+        questions = [fast.question(x, Asked(scope=scope, **own)) for x, own in zip(given, asked, strict=True)]
+        ran.clear()
+        answers = finished(together(questions))
+        assert ran[0] == 16, "eleven rows"
+        assert len(set(ran)) > 1
+        for place, answer in answers.items():
+            same(answer, expected[place])
+        assert len(answers) == len(asked)
+
+
+class Coupled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(x - x.mean(0))
+
+
+def test_where_another_row_would_change_the_answer_none_is_added(
+    stand_in: StandIn, ran: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = plainly(monkeypatch, Coupled().eval(), rows(5), passes=20)
+    ran.clear()
+    for _ in range(4):
+        same(Predictor.capture(Coupled().eval(), rows(2)).predict(rows(5), passes=20), expected)
+    assert set(ran) == {5}
+
+
+@pytest.mark.parametrize("how", ["none", "fault", "elsewhere"])
+def test_where_nothing_is_captured_no_row_is_added(
+    stand_in: StandIn, ran: list[int], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    if how == "none":
+        monkeypatch.setattr("service.graph.compiled.capture_on", lambda device: None)
+    fast = Predictor.capture(network(), rows(2))
+    stand_in.ready = how != "elsewhere"
+    stand_in.spoil = wrong
+    for _ in range(4):
+        fast.predict(rows(5), passes=20)
+    assert ran == ([8, 8, 8, 5] if how == "fault" else [5] * 4)
+
+
+def test_rows_are_added_as_far_as_there_is_memory(
+    stand_in: StandIn, ran: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast, x = Predictor.capture(network(), rows(2)), rows(21)
+    footprint = fast.prepared(Asked()).run.compiled.footprint((x,), per_row=False)
+    expected = plainly(monkeypatch, network(), x, passes=20)
+    for most in (7, 24, 32):
+        ran.clear()
+        same(fast.predict(x, passes=20, memory_bytes=footprint.of_rows(most)), expected)
+        assert set(ran) == ({7} if most == 7 else {most})
+
+
+def test_a_round_number_is_as_many_rows_and_few_more() -> None:
+    assert [round_rows(count) for count in (1, 2, 3, 5, 8, 9, 33, 64, 65)] == [1, 2, 4, 8, 8, 16, 64, 64, 80]
+    assert all(count <= round_rows(count) <= 1.28 * count for count in range(65, 3000))
+    assert len({round_rows(count) for count in range(1, 1025)}) == 7 + 4 * 4
+
+
 def add(values: Any, noises: Any) -> list[Tensor]:
     return [values[0] * values[1] + noises[0]]
 
@@ -109,10 +244,6 @@ def test_shapes_that_come_seldom_are_not_counted_for_ever(monkeypatch: pytest.Mo
 
 def broken(work: Any) -> Any:
     raise RuntimeError("operation not permitted when stream is capturing\nand more")
-
-
-def wrong(outputs: list[Tensor]) -> None:
-    outputs[0].add_(1)
 
 
 @pytest.mark.parametrize(

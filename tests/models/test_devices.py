@@ -98,7 +98,7 @@ def run_on_cuda(predictor: Predictor, state_too: bool = True) -> list[str]:
                     assert raw.device.type == "cuda"
                     statistics = Accumulator(output, defaults(output))
                     statistics.add(raw)
-                    assert all(each.device.type == "cpu" for each in statistics.finish().values())
+                    assert all(each.device.type == "cuda" for each in statistics.finish().values())
     return list(plans)
 
 
