@@ -1,4 +1,7 @@
-"""Some work that somebody waits for, until it ends, fails, or nobody waits any more; it does not know when it runs."""
+"""Some work that somebody waits for, until it ends, fails, or nobody waits any more, and works that run together.
+
+It does not know when they run.
+"""
 
 import math
 import time
@@ -91,3 +94,50 @@ class Job(Generic[Result]):
         """Let it end in a result, unless it has ended."""
         with suppress(InvalidStateError):
             self.future.set_result(result)
+
+
+@dataclass(eq=False)
+class Running(Generic[Result]):
+    """Jobs that run together, the one that came first in front.
+
+    Attributes:
+        jobs: They.
+        steps: What leads to their results.
+        spent_s: How long it took so far.
+        answered: How many have their results.
+        pending: Results that are on their way.
+        launched: Since when, by `time.monotonic`.
+    """
+
+    jobs: list[Job[Result]]
+    steps: Steps[Result]
+    spent_s: float = 0.0
+    answered: int = 0
+    pending: Pending | None = None
+    launched: float = 0.0
+
+    @property
+    def level(self) -> int:
+        """The order of magnitude of their cost."""
+        return self.jobs[0].level
+
+    @property
+    def arrived(self) -> float:
+        """When the first of them came."""
+        return self.jobs[0].arrived
+
+    @property
+    def left_s(self) -> float:
+        """How much longer it is expected to take."""
+        return max(0.0, sum(job.cost_s for job in self.jobs) - self.spent_s)
+
+    def is_wanted(self) -> bool:
+        """Tell whether anybody still waits for one of them."""
+        return any(job.is_wanted() for job in self.jobs)
+
+    def is_ready(self) -> bool:
+        """Tell whether its next step waits for no results, be it that nobody does any more."""
+        try:
+            return self.pending is None or self.pending.is_ready() or not self.is_wanted()
+        except Exception:  # whatever a device raises, the step will raise it too, and end this run alone
+            return True

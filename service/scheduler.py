@@ -17,12 +17,11 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from threading import Condition, Lock, Thread
 from typing import Generic
 
 from service.errors import DeadlineExceeded, Draining, Overloaded
-from service.job import Job, Pending, Result, Steps, Work, level_of
+from service.job import Job, Pending, Result, Running, Steps, Work, level_of
 
 _log = logging.getLogger("thinnet")
 _AGE_S = 1.0
@@ -30,49 +29,6 @@ _LOOK_S = 0.02
 _LITTLE_S, _ALL_LITTLE_S = 1e-3, 1e-2  # a job, and all together, that cost no more than to wake a thread and be woken
 _LEAST_WAIT_S = 1.0
 _MOST_PENDING = 2  # runs whose results are on their way: one is computed, one is next
-
-
-@dataclass(eq=False)
-class _Run(Generic[Result]):
-    """Jobs that run together, the one that came first in front.
-
-    Attributes:
-        jobs: They.
-        steps: What leads to their results.
-        spent_s: How long it took so far.
-        answered: How many have their results.
-        pending: Results that are on their way.
-        launched: Since when, by `time.monotonic`.
-    """
-
-    jobs: list[Job[Result]]
-    steps: Steps[Result]
-    spent_s: float = 0.0
-    answered: int = 0
-    pending: Pending | None = None
-    launched: float = 0.0
-
-    @property
-    def level(self) -> int:
-        return self.jobs[0].level
-
-    @property
-    def arrived(self) -> float:
-        return self.jobs[0].arrived
-
-    @property
-    def left_s(self) -> float:
-        return max(0.0, sum(job.cost_s for job in self.jobs) - self.spent_s)
-
-    def is_wanted(self) -> bool:
-        return any(job.is_wanted() for job in self.jobs)
-
-    def is_ready(self) -> bool:
-        """Tell whether its next step waits for no results, be it that nobody does any more."""
-        try:
-            return self.pending is None or self.pending.is_ready() or not self.is_wanted()
-        except Exception:  # whatever a device raises, the step will raise it too, and end this run alone
-            return True
 
 
 class Scheduler(Generic[Result]):
@@ -95,7 +51,7 @@ class Scheduler(Generic[Result]):
         self._start, self._finished = start, finished
         self._max_wait_s, self._max_jobs = max_wait_s, max_jobs
         self._waiting: list[Job[Result]] = []
-        self._active: list[_Run[Result]] = []
+        self._active: list[Running[Result]] = []
         self._accepted_s = 0.0  # what everything that waits or runs costs
         self._stepped: dict[int, float] = {}  # by the order of magnitude of the cost: when one of these stepped last
         self._arrived = 0.0  # when the last results that were on their way were there
@@ -242,7 +198,7 @@ class Scheduler(Generic[Result]):
         if run is not None:
             self._step(run)
 
-    def _next(self) -> _Run[Result] | None:
+    def _next(self) -> Running[Result] | None:
         """Return the run that steps next, made of waiting jobs where these come first."""
         self._drop_unwanted()
         pending = sorted((run for run in self._active if run.pending), key=lambda run: run.launched)
@@ -257,10 +213,10 @@ class Scheduler(Generic[Result]):
         self._stepped[head.level] = now
         return self._begin(head, now) if isinstance(head, Job) else head
 
-    def _head(self, now: float) -> _Run[Result] | Job[Result] | None:
+    def _head(self, now: float) -> Running[Result] | Job[Result] | None:
         """Return what comes first of what waits and of the runs that have no results on their way."""
-        heads: dict[int, _Run[Result] | Job[Result]] = {}
-        accepted: list[_Run[Result] | Job[Result]] = [run for run in self._active if not run.pending]
+        heads: dict[int, Running[Result] | Job[Result]] = {}
+        accepted: list[Running[Result] | Job[Result]] = [run for run in self._active if not run.pending]
         for each in sorted([*accepted, *self._waiting], key=lambda each: each.arrived):
             heads.setdefault(each.level, each)
         if not heads:
@@ -279,7 +235,7 @@ class Scheduler(Generic[Result]):
                 self._accepted_s -= job.cost_s
         self._waiting = kept
 
-    def _begin(self, first: Job[Result], now: float) -> _Run[Result]:
+    def _begin(self, first: Job[Result], now: float) -> Running[Result]:
         jobs, others = [first], []
         key = None if first.alone else first.work.key
         for job in self._waiting:
@@ -291,11 +247,11 @@ class Scheduler(Generic[Result]):
         self._waiting = others
         for job in jobs:
             job.queue_s, job.together = now - job.arrived, len(jobs)
-        run = _Run(jobs, self._start(jobs))
+        run = Running(jobs, self._start(jobs))
         self._active.append(run)
         return run
 
-    def _step(self, run: _Run[Result]) -> None:
+    def _step(self, run: Running[Result]) -> None:
         began, found = time.monotonic(), None
         was_pending, run.pending = run.pending, None
         try:
@@ -316,7 +272,7 @@ class Scheduler(Generic[Result]):
         else:
             self._answer(run, found)
 
-    def _answer(self, run: _Run[Result], found: Mapping[int, Result]) -> None:
+    def _answer(self, run: Running[Result], found: Mapping[int, Result]) -> None:
         run.answered += len(found)
         if run.answered == len(run.jobs):
             self._end_well(run)
@@ -324,21 +280,21 @@ class Scheduler(Generic[Result]):
             run.jobs[place].compute_s = run.spent_s
             run.jobs[place].end(result)
 
-    def _end_well(self, run: _Run[Result]) -> None:
+    def _end_well(self, run: Running[Result]) -> None:
         self._remove(run)
         try:
             self._finished(run.jobs, run.spent_s)
         except Exception:  # who looks on must not end the thread
             _log.exception("what follows a run failed")
 
-    def _end(self, run: _Run[Result]) -> None:
+    def _end(self, run: Running[Result]) -> None:
         """End a run that nobody waits for any more."""
         run.steps.close()
         self._remove(run)
         for job in run.jobs:
             job.fail(_too_late())
 
-    def _fail(self, run: _Run[Result], error: Exception) -> None:
+    def _fail(self, run: Running[Result], error: Exception) -> None:
         """Let a run's only job fail, or try each of several by itself: one of them must not fail the others."""
         self._remove(run)
         if len(run.jobs) == 1:
@@ -351,7 +307,7 @@ class Scheduler(Generic[Result]):
                 self._accepted_s += job.cost_s
             self._waiting = [*left, *self._waiting]
 
-    def _remove(self, run: _Run[Result]) -> None:
+    def _remove(self, run: Running[Result]) -> None:
         with self._changed:
             self._active.remove(run)
             self._accepted_s -= sum(job.cost_s for job in run.jobs)
