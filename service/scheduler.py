@@ -24,7 +24,8 @@ from service.errors import DeadlineExceeded, Draining, Overloaded
 from service.job import Job, Pending, Result, Running, Steps, Work, level_of
 
 _log = logging.getLogger("thinnet")
-_AGE_S = 1.0
+_AGE_S = 1.0  # the longest that an order of magnitude waits for a step, or
+_AGE_STEPS = 8.0  # so many times as long as its last one: of a thread that is never free it has a ninth at least
 _LOOK_S = 0.02
 _LITTLE_S, _ALL_LITTLE_S = 1e-3, 1e-2  # a job, and all together, that cost no more than to wake a thread and be woken
 _LEAST_WAIT_S = 1.0
@@ -54,6 +55,7 @@ class Scheduler(Generic[Result]):
         self._active: list[Running[Result]] = []
         self._accepted_s = 0.0  # what everything that waits or runs costs
         self._stepped: dict[int, float] = {}  # by the order of magnitude of the cost: when one of these stepped last
+        self._took: dict[int, float] = {}  # and for how long
         self._arrived = 0.0  # when the last results that were on their way were there
         self._changed, self._turn = Condition(), Lock()
         self._moved = time.monotonic()
@@ -221,9 +223,13 @@ class Scheduler(Generic[Result]):
             heads.setdefault(each.level, each)
         if not heads:
             return None
-        since = {level: max(self._stepped.get(level, 0.0), head.arrived) for level, head in heads.items()}
-        starved = min(since, key=since.__getitem__)
-        return heads[starved if now - since[starved] > _AGE_S else min(heads)]
+        starved = min(heads, key=lambda level: self._due(level, heads[level]))
+        return heads[starved if now > self._due(starved, heads[starved]) else min(heads)]
+
+    def _due(self, level: int, head: Running[Result] | Job[Result]) -> float:
+        """Return when an order of magnitude is to have a step, whatever costs less."""
+        patience_s = min(_AGE_S, _AGE_STEPS * self._took.get(level, _AGE_S))
+        return max(self._stepped.get(level, 0.0), head.arrived) + patience_s
 
     def _drop_unwanted(self) -> None:
         kept = []
@@ -265,6 +271,7 @@ class Scheduler(Generic[Result]):
             began = max(run.launched, self._arrived)  # before, what was computed was another's
             self._arrived = now
         run.spent_s += now - began
+        self._took[run.level] = now - began
         if isinstance(found, Pending):
             run.pending, run.launched = found, now
         elif found is None:

@@ -253,6 +253,25 @@ def test_short_ones_that_keep_coming_do_not_starve_a_long_one(
     assert long.future.result() == "long"
 
 
+def test_a_long_one_has_its_share_while_short_ones_keep_coming(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    scheduler, bench.step_s = make(), 0.005
+    bench.go.set()
+    long = scheduler.submit(Task("long", None, steps=40), 100.0)
+    end = time.monotonic() + SOON_S
+    waiting: list[Job[str]] = []
+    while not long.future.done():
+        assert time.monotonic() < end  # a step a second would take 40 s
+        waiting = [job for job in waiting if not job.future.done()]
+        while len(waiting) < 4:
+            waiting.append(scheduler.submit(Task("short", None), 0.001))
+        time.sleep(0.001)
+
+    steps = bench.told[: bench.told.index("long 39")]
+    assert len(steps) > 4 * 40  # and the short ones have most of the time
+
+
 def test_a_caller_who_leaves_the_queue_costs_nothing(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
     scheduler = make()
     first, left, stayed = held(scheduler, Task("left"), Task("stayed"))
