@@ -6,6 +6,7 @@ on inputs that the capture has not seen; the first of folded, vmapped and looped
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import UnionType
 from typing import Any
 
 import torch
@@ -14,14 +15,16 @@ from torch import Tensor
 from service.dropout import Variant
 from service.errors import SelfCheckFailed
 from service.graph.capture import Captured
+from service.graph.coupling import CHECK_ROWS, couples_rows, fresh_inputs
 from service.graph.drawing import Draw, draw_noises
 from service.graph.fixed import fix_weights
 from service.graph.footprint import Cost, Footprint, Peaks, memory_named, metered
-from service.graph.forms import Counted, Form, Formed, form_on, plain_notes
-from service.graph.grouped import group_products
+from service.graph.forms import Counted, Form, Formed, form_on, once, plain_notes
+from service.graph.grouped import group_products, run_whole
 from service.graph.integrated import integrate
-from service.graph.layout import change_row, with_rows
-from service.graph.passes import RUNNERS, VECTORISED, Mode, can_fold, of_rows
+from service.graph.kernels import fault_of
+from service.graph.layout import with_rows
+from service.graph.passes import RUNNERS, VECTORISED, Mode, of_rows, unfolding
 from service.graph.precision import FLOAT32, NOTES, ruled
 from service.graph.products import fuse_products
 from service.graph.proof import close
@@ -33,7 +36,6 @@ from service.graph.thinning import Thinned, thin
 from service.graph.thinning_cost import better_whole, pays
 from service.graph.tuned import loosen_views, tune
 
-_CHECK_ROWS = 3
 _CHECK_PASSES = 2
 _CHECK_SEED = 1
 _FOOTPRINTS_KEPT = 64
@@ -50,6 +52,7 @@ class Compiled:
 
     Attributes:
         notes: What the caller should know, such as sites where another form stands in.
+        row_notes: What the caller should know besides in scope `row`.
         stochastic: For each output, whether noise reaches it.
     """
 
@@ -67,13 +70,17 @@ class Compiled:
         self._rewritten = self._write(plan, None)
         self._footprints: dict[tuple[Any, ...], Footprint] = {}
         self._thinning: dict[tuple[Any, ...], Thinned | None] = {}
+        self._refused: dict[str, str] = {}  # why kernels do not serve a site
         self._prepare(plan, form_on(self._device))
         self._fault = self._kernel_fault()
         if self._fault:
+            self._refused |= dict.fromkeys(_sites_of(self._fast, Counted), self._fault)
             self._prepare(plan, None)
         drawn = ((noise.site, noise.variant) for noise in self._fast.noises)
+        plain, whole = plain_notes(self._device, drawn, self._refused), self._whole_products(per_row=False)
         narrowed = () if self._wide is None else (NOTES[precision],)
-        self.notes = (*self._rewritten.notes, *plain_notes(self._device, drawn, self._fault), *narrowed)
+        self.notes = (*self._rewritten.notes, *plain, *whole, *narrowed)
+        self.row_notes = tuple(each for each in self._whole_products(per_row=True) if each not in whole)
 
     def _prepare(self, plan: Mapping[str, Variant], form: Form | None) -> None:
         """Cut the graph, noise in a form where it can be, and make its parts fast."""
@@ -90,7 +97,7 @@ class Compiled:
 
     def _kernel_fault(self) -> str | None:
         """Return why kernels that were chosen cannot serve: they are tried at once, for they depend on the device."""
-        if not any(isinstance(noise.variant, Counted) for noise in self._fast.noises):
+        if not _sites_of(self._fast, Counted):
             return None
         if self._wide is not None and self._wide._fault:
             return self._wide._fault
@@ -99,8 +106,14 @@ class Compiled:
         except torch.OutOfMemoryError:
             raise  # it is no fault of theirs
         except Exception as error:  # whatever a compiler or a driver raises
-            return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            return fault_of(error)
         return None
+
+    def _whole_products(self, per_row: bool) -> tuple[str, ...]:
+        """Say where whole products stand in for grouped ones in a scope, and why."""
+        sites = {noise.placeholder: noise.site for noise in self._fast.noises}
+        reasons = {sites[noise]: why for noise, why in run_whole(self._split, per_row).items()}
+        return once("whole products stand in for grouped ones", reasons)
 
     def _write(self, plan: Mapping[str, Variant], form: Form | None) -> Rewritten:
         """Write the plan into the graph, its last sites integrated where that was asked for."""
@@ -111,9 +124,12 @@ class Compiled:
         """Return the graph that passes run on, and its cut; the plain graph is what it is compared with."""
         if form is not None and form.is_of(plan.values()):
             fast = self._write(plan, form)
-            is_formed = any(isinstance(noise.variant, Formed) for noise in fast.noises)
-            if is_formed and all(noise.has_rows for noise in fast.noises) and can_fold(cut := split(fast)):
-                return fast, cut
+            self._refused |= fast.refused
+            if formed := _sites_of(fast, Formed):
+                cut = split(fast)
+                if (why := unfolding(fast.noises, cut)) is None:
+                    return fast, cut
+                self._refused |= dict.fromkeys(formed, why)
         return self._rewritten, split(self._rewritten)
 
     def trunk(self, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
@@ -179,7 +195,7 @@ class Compiled:
             self.thinned = self.thinned if self._wide.thinned is not None else None
             return mode
         inputs = fresh_inputs(self._captured.example)
-        rows = range(_CHECK_ROWS) if per_row else None
+        rows = range(CHECK_ROWS) if per_row else None
         draw = Draw(_CHECK_SEED, 0, _CHECK_PASSES, rows)
         shapes = [tuple(each.shape) for each in inputs]
         noises = self._draw(shapes, draw)
@@ -191,7 +207,7 @@ class Compiled:
         for mode in self._candidates(per_row):
             try:
                 with torch.inference_mode():
-                    found = self._run(mode, values, noises, _CHECK_ROWS)
+                    found = self._run(mode, values, noises, CHECK_ROWS)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # torch names no narrower class for what vmap cannot do
@@ -205,7 +221,7 @@ class Compiled:
     def _agrees(self, thinned: Thinned, values: Any, noises: list[Tensor], expected: list[Tensor]) -> bool:
         """Tell whether the thinned passes are the whole graph's."""
         with torch.inference_mode():
-            found = thinned.run(values, noises, _CHECK_ROWS)
+            found = thinned.run(values, noises, CHECK_ROWS)
         return all(close(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
 
     def thinned_for(self, shapes: Sequence[tuple[int, ...]], per_row: bool) -> Thinned | None:
@@ -239,7 +255,7 @@ class Compiled:
         return thinned
 
     def _candidates(self, per_row: bool) -> list[Mode]:
-        foldable = can_fold(self._split) and all(noise.has_rows for noise in self._fast.noises)
+        foldable = unfolding(self._fast.noises, self._split) is None
         foldable = foldable and not couples_rows(self._captured)  # few passes may draw one noise, and not show it
         others = [Mode.ROWS_VMAPPED, Mode.ROWS_LOOPED] if per_row else [Mode.VMAPPED, Mode.LOOPED]
         return [Mode.FOLDED, *others] if foldable else others
@@ -254,11 +270,11 @@ class Compiled:
                 if per_row:
                     singles = [
                         module(*(x[row : row + 1] for x in inputs), 1, *(noise[row : row + 1] for noise in own))
-                        for row in range(_CHECK_ROWS)
+                        for row in range(CHECK_ROWS)
                     ]
                     passes.append(tuple(torch.cat(each) for each in zip(*singles, strict=True)))
                 else:
-                    passes.append(module(*inputs, _CHECK_ROWS, *own))
+                    passes.append(module(*inputs, CHECK_ROWS, *own))
         stacked = [torch.stack(each) for each in zip(*passes, strict=True)]
         return [output for output, noisy in zip(stacked, self.stochastic, strict=True) if noisy]
 
@@ -294,21 +310,9 @@ class Compiled:
         return draw_noises((of or self._fast).noises, self._captured.symbols, shapes, draw, self._device)
 
 
-def fresh_inputs(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return inputs of three rows that differ from the example's in every row."""
-    inputs = tuple(with_rows(each, _CHECK_ROWS) for each in example)
-    for row in range(_CHECK_ROWS):
-        inputs = tuple(change_row(each, row) for each in inputs)
-    return inputs
-
-
-def couples_rows(captured: Captured) -> bool:
-    """Tell whether a row's answer depends on the other rows of its batch."""
-    inputs = fresh_inputs(captured.example)
-    with torch.inference_mode():
-        together = captured.program.graph(*inputs)
-        alone = captured.program.graph(*(each[:1] for each in inputs))
-    return not all(close(one, several[:1]) for one, several in zip(alone, together, strict=True))
+def _sites_of(rewritten: Rewritten, form: type[Variant] | UnionType) -> list[str]:
+    """Return the sites whose noise is of a form."""
+    return [noise.site for noise in rewritten.noises if isinstance(noise.variant, form)]
 
 
 def _spread(value: Tensor, passes: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from service.dropout.variant import ActivationVariant
 from service.graph.acting import Apply
+from service.graph.kernels import fault_of
 from service.graph.kernels.counted_sites import CountedApply
 from service.graph.nodes import node_operand
 from service.graph.products import ScaledLinear, is_one_product
@@ -33,10 +34,12 @@ class GroupedRates:
     Attributes:
         plain: Multiplications and additions of a site and the product behind it, each second.
         grouped: The same of a grouped product, of what is kept; 0 where it fails or is wrong.
+        fault: Why it cannot serve, where it fails or is wrong.
     """
 
     plain: float
     grouped: float
+    fault: str | None = None
 
     def pays(self, kept: float) -> bool:
         """Tell whether a grouped product is clearly faster where passes keep this part of the operations."""
@@ -68,10 +71,12 @@ def _measure(device: torch.device) -> GroupedRates:
     try:
         is_right = (works[1]() - expected).norm() <= _RIGHT * expected.norm()
         plain_s, grouped_s = (_least_s(work, device) for work in works)
-    except Exception:  # whatever a compiler or a driver raises: plain products serve
-        return GroupedRates(1.0, 0.0)
+    except Exception as error:  # whatever a compiler or a driver raises: plain products serve
+        return GroupedRates(1.0, 0.0, fault_of(error))
     operations = 2 * passes * rows * side**2
-    return GroupedRates(operations / plain_s, operations / 2 / grouped_s if is_right else 0.0)
+    if not is_right:
+        return GroupedRates(operations / plain_s, 0.0, "a grouped product differs from the plain one")
+    return GroupedRates(operations / plain_s, operations / 2 / grouped_s)
 
 
 def _least_s(work: Callable[[], Tensor], device: torch.device) -> float:
@@ -101,6 +106,10 @@ class GroupedLinear(ScaledLinear):
         if following is not None and isinstance(following.variant, ActivationVariant):
             kept *= following.variant.q
         self.pays = rates.pays(kept)
+
+    def refusal(self, per_row: bool) -> str | None:
+        """Return why the product runs whole in a scope though it should not; None where it does not."""
+        return self.rates.fault or ("rows keep units of their own" if per_row and self.pays else None)
 
     def __call__(
         self, rows: int, noise: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None,
@@ -133,6 +142,15 @@ def group_products(split: Split) -> Split:
         if following is not None:
             node.kwargs = {"next_noise": node_operand(following, 1)}
     return replace(split, suffix=fx.GraphModule(split.suffix, graph))
+
+
+def run_whole(split: Split, per_row: bool) -> dict[str, str]:
+    """Return why products that should be grouped run whole in a scope, by the noise input of the site in each."""
+    found = {}
+    for node in split.suffix.graph.nodes:
+        if isinstance(node.target, GroupedLinear) and (why := node.target.refusal(per_row)):
+            found[str(node_operand(node, 1).target)] = why
+    return found
 
 
 def _only_reader(node: fx.Node) -> fx.Node | None:

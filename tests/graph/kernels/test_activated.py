@@ -30,6 +30,7 @@ from service.dropout import (
     Gaussian,
     LayerDrop,
     Locked,
+    ShakeDrop,
     Spatial,
     SpatialConcrete,
     Stream,
@@ -263,9 +264,10 @@ def test_a_kernel_that_is_wrong_never_serves(monkeypatch: pytest.MonkeyPatch) ->
     found = predictor.predict(x, passes=5)
 
     (note,) = [note for note in found.notes if "kernels" in note]
-    assert note.startswith("2, 5, 8: plain noise stands in for kernels: SelfCheckFailed: ")
+    assert note.startswith("2, 5, 8: plain operators stand in for kernels: SelfCheckFailed: ")
 
 
 def test_what_kernels_do_not_make_is_left_to_its_variant() -> None:
-    assert counted_site(Concrete(0.1, t=0.01), (), 1) is None
-    assert counted_site(Bernoulli(0.1), ("a length that varies",), 1) is None
+    assert counted_site(Concrete(0.1, t=0.01), (), 1) == "they make no concrete noise with these parameters"
+    assert counted_site(Bernoulli(0.1), ("a length that varies",), 1) == "they serve sites of fixed lengths"
+    assert counted_site(ShakeDrop(), (), 1) == "they make no shake-drop noise"

@@ -133,7 +133,7 @@ def test_a_kernel_that_is_wrong_or_fails_never_serves(
     error = (found.outputs["output"]["samples"] - expected).norm() / expected.norm()
     assert error < (1e-2 if precision == "bfloat16" else 1e-5)
     (note,) = [note for note in found.notes if "kernels" in note]
-    assert note.startswith("0.weight, 2.weight: plain products stand in for kernels: SelfCheckFailed: ")
+    assert note.startswith("0.weight, 2.weight: plain operators stand in for kernels: SelfCheckFailed: ")
     assert said in note
 
 
@@ -144,23 +144,20 @@ def test_where_no_kernel_serves_a_layer_the_answer_says_so_once() -> None:
     found = Predictor.capture(network, (x,)).predict(x, variant="dropconnect", passes=3)
 
     assert [note for note in found.notes if "kernels" in note] == [
-        "0.weight, 2.weight: plain products stand in for kernels: they serve float32 weights of linear layers, rows on "
-        "the first axis, whose passes fold into the rows"
+        "0.weight: plain operators stand in for kernels: they serve no weights of convolutions",
+        "2.weight: plain operators stand in for kernels: passes do not fold into the rows, which the noise of 0.weight "
+        "does not meet",
     ]
 
 
 def test_without_triton_or_on_another_device_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = [("a.weight", DropConnect()), ("b", Bernoulli()), ("c.weight", DropConnectSampled())]
-    of_another = plain_notes(torch.device("mps"), drawn)
+    drawn = [("a.weight", DropConnect()), ("b", Bernoulli()), ("c.weight", DropConnectSampled()), ("d", ShakeDrop())]
+    of_another = plain_notes(torch.device("mps"), drawn, {"a.weight": "of another reason"})
     monkeypatch.setattr("service.graph.kernels.find_spec", lambda name: None)
 
-    assert of_another == (
-        "a.weight, c.weight: plain products stand in for kernels: they serve cuda, not mps",
-        "b: plain noise stands in for kernels: they serve cuda, not mps",
-    )
-    for note in plain_notes(torch.device("cuda"), drawn):
-        assert note.endswith("in for kernels: triton is not installed; pip install triton")
-    assert plain_notes(torch.device("cuda"), [("b", ShakeDrop())]) == ()
+    assert of_another == ("a.weight, b, c.weight, d: plain operators stand in for kernels: they serve cuda, not mps",)
+    (note,) = plain_notes(torch.device("cuda"), drawn, {})
+    assert note.endswith("in for kernels: triton is not installed; pip install triton")
 
 
 def test_on_the_cpu_no_kernel_is_missed() -> None:

@@ -78,6 +78,18 @@ def test_the_engine_gives_the_passes_of_the_plain_path(scope: str, monkeypatch: 
     samples = (each.outputs["output"]["samples"] for each in (found, expected))
     torch.testing.assert_close(*samples, rtol=1e-5, atol=2e-6)
     assert [(each.pays, each.following is not None) for each in grouped_in(predictor)] == [(True, True), (True, False)]
+    said = "2, 5: whole products stand in for grouped ones: rows keep units of their own"
+    assert [note for note in found.notes if "grouped" in note] == ([said] if scope == "row" else [])
+
+
+@pytest.mark.usefixtures("_kernels_on_cpu")
+@pytest.mark.parametrize("scope", ["pass", "row"])
+def test_where_grouped_products_fail_the_answer_says_so_once(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(3, 6)
+    monkeypatch.setattr("service.graph.grouped._known", {x.device: GroupedRates(1.0, 0.0, "RuntimeError: no room")})
+    found = Predictor.capture(mlp(), (x,)).predict(x, scope=scope, passes=3)
+
+    assert found.notes == ("2, 5: whole products stand in for grouped ones: RuntimeError: no room",)
 
 
 @pytest.mark.usefixtures("_kernels_on_cpu")
@@ -96,4 +108,5 @@ def test_a_device_is_measured_and_a_kernel_that_is_wrong_or_fails_never_pays(
 
     assert (rates.grouped > 0) is serves
     assert rates.pays(1e-12) is serves
+    assert (rates.fault is None) is serves
     assert not rates.pays(1e12)
