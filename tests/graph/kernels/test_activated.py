@@ -122,6 +122,15 @@ def test_passes_are_all_written_however_they_are_parted(passes: int, monkeypatch
     assert torch.isfinite(whole).all()
 
 
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_functions_keep_their_ends(function: str) -> None:
+    x = torch.tensor([[-200.0, -90.0, -20.0, -0.0, 20.0, 90.0, 200.0]])
+    noise = CountedNoise(of=LayerDrop(1e-9)).draw(Stream(1, "drop", 0, 1), (7,))
+    expected = FUNCTIONS[function](x)
+
+    torch.testing.assert_close(acted(LayerDrop(1e-9), noise, x, 1, function), expected, rtol=1e-5, atol=1e-30)
+
+
 LAWS = (
     *(the_mean_is_its_closed_form, the_variance_is_its_closed_form, noise_is_shared_as_declared),
     *(rows_share_one_network_in_scope_pass, rows_are_independent_in_scope_row, passes_are_independent),
