@@ -38,6 +38,7 @@ from service.graph.tuned import loosen_views, tune
 
 _CHECK_PASSES = 2
 _CHECK_SEED = 1
+_NEAR = 0.1  # of an output's norm: more than coarser products make of it, and less than a fault does
 _FOOTPRINTS_KEPT = 64
 
 
@@ -76,6 +77,8 @@ class Compiled:
         if self._fault:
             self._refused |= dict.fromkeys(_sites_of(self._fast, Counted), self._fault)
             self._prepare(plan, None)
+            if self._wide is not None:
+                self._wide._prepare(plan, None)  # how passes run is found there
         drawn = ((noise.site, noise.variant) for noise in self._fast.noises)
         plain, whole = plain_notes(self._device, drawn, self._refused), self._whole_products(per_row=False)
         narrowed = () if self._wide is None else (NOTES[precision],)
@@ -102,12 +105,29 @@ class Compiled:
         if self._wide is not None and self._wide._fault:
             return self._wide._fault
         try:
-            self.mode(per_row=False)
+            mode = self.mode(per_row=False)
+            is_near = self._wide is None or self._is_near_the_whole(mode)
         except torch.OutOfMemoryError:
             raise  # it is no fault of theirs
         except Exception as error:  # whatever a compiler or a driver raises
             return fault_of(error)
-        return None
+        return None if is_near else f"in {self._precision} passes are far from the whole graph's"
+
+    def _is_near_the_whole(self, mode: Mode) -> bool:
+        """Tell whether passes in another precision, whose products are other kernels, are about the whole graph's."""
+        inputs, noises, expected = self._trial(per_row=False)
+        with ruled(self._precision, self._device), torch.inference_mode():
+            found = self._run(mode, self.trunk(inputs)[: len(self._split.boundaries)], noises, CHECK_ROWS)
+        pairs = zip(found, expected, strict=True)
+        return all((mine - theirs).norm() <= _NEAR * theirs.norm() for mine, theirs in pairs)
+
+    def _trial(self, per_row: bool) -> tuple[tuple[Tensor, ...], list[Tensor], list[Tensor]]:
+        """Return inputs that the capture has not seen, noise, and what the whole graph gives for them."""
+        inputs = fresh_inputs(self._captured.example)
+        draw = Draw(_CHECK_SEED, 0, _CHECK_PASSES, range(CHECK_ROWS) if per_row else None)
+        shapes = [tuple(each.shape) for each in inputs]
+        noises = self._draw(shapes, draw)
+        return inputs, noises, self._whole(inputs, self._draw(shapes, draw, self._rewritten), per_row)
 
     def _whole_products(self, per_row: bool) -> tuple[str, ...]:
         """Say where whole products stand in for grouped ones in a scope, and why."""
@@ -194,12 +214,7 @@ class Compiled:
             mode = self._wide.mode(per_row)  # proven where nothing but the order of sums makes a difference
             self.thinned = self.thinned if self._wide.thinned is not None else None
             return mode
-        inputs = fresh_inputs(self._captured.example)
-        rows = range(CHECK_ROWS) if per_row else None
-        draw = Draw(_CHECK_SEED, 0, _CHECK_PASSES, rows)
-        shapes = [tuple(each.shape) for each in inputs]
-        noises = self._draw(shapes, draw)
-        expected = self._whole(inputs, self._draw(shapes, draw, self._rewritten), per_row)
+        inputs, noises, expected = self._trial(per_row)
         values = self.trunk(inputs)[: len(self._split.boundaries)]
         if not per_row and self.thinned is not None and not self._agrees(self.thinned, values, noises, expected):
             self.thinned = None

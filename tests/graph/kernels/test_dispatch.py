@@ -116,6 +116,36 @@ def broken(self: CountedLinear, *given: Any) -> Tensor:
 whole = CountedLinear.__call__
 
 
+def in_bfloat16_alone(fault: Any) -> Any:
+    def call(self: CountedLinear, rows: int, noise: Tensor, x: Tensor, parameters: Tensor) -> Tensor:
+        return (fault if x.dtype == torch.bfloat16 else whole)(self, rows, noise, x, parameters)
+
+    return call
+
+
+def far(self: CountedLinear, *given: Any) -> Tensor:
+    return whole(self, *given) * 2
+
+
+@pytest.mark.usefixtures("_kernels_on_cpu")
+@pytest.mark.parametrize(
+    ("fault", "said"), [(far, "in bfloat16 passes are far from the whole graph's"), (broken, "RuntimeError: out of")]
+)
+def test_a_kernel_that_serves_in_float32_alone_does_not_serve_in_bfloat16(
+    fault: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, asked = features(3), {"variant": "dropconnect", "passes": 5}
+    expected = samples(made("with a bias", given), given, **asked)
+    monkeypatch.setattr(CountedLinear, "__call__", in_bfloat16_alone(fault))
+    predictor = made("with a bias", given)
+    found = {each: predictor.predict(given, precision=each, **asked) for each in ("float32", "bfloat16")}  # type: ignore[arg-type] # a request's
+
+    assert found["float32"].notes == ()
+    assert found["bfloat16"].notes[0].startswith(f"0.weight, 2.weight: plain operators stand in for kernels: {said}")
+    error = samples(predictor, given, precision="bfloat16", **asked) - expected
+    assert error.norm() < 1e-2 * expected.norm()
+
+
 @pytest.mark.usefixtures("_kernels_on_cpu")
 @pytest.mark.parametrize(
     ("fault", "said", "precision"),
