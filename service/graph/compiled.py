@@ -104,20 +104,25 @@ class Compiled:
             return None
         if self._wide is not None and self._wide._fault:
             return self._wide._fault
+        scopes = (False,) if couples_rows(self._captured) else (False, True)
         try:
-            mode = self.mode(per_row=False)
-            is_near = self._wide is None or self._is_near_the_whole(mode)
+            for per_row in scopes:
+                if (mode := self.mode(per_row)) is not Mode.FOLDED:
+                    return f"with them passes do not run folded but {mode}"
+                if self._wide is not None and not self._is_near_the_whole(per_row):
+                    return f"in {self._precision} passes are far from the whole graph's"
         except torch.OutOfMemoryError:
             raise  # it is no fault of theirs
         except Exception as error:  # whatever a compiler or a driver raises
             return fault_of(error)
-        return None if is_near else f"in {self._precision} passes are far from the whole graph's"
+        return None
 
-    def _is_near_the_whole(self, mode: Mode) -> bool:
+    def _is_near_the_whole(self, per_row: bool) -> bool:
         """Tell whether passes in another precision, whose products are other kernels, are about the whole graph's."""
-        inputs, noises, expected = self._trial(per_row=False)
+        inputs, noises, expected = self._trial(per_row)
         with ruled(self._precision, self._device), torch.inference_mode():
-            found = self._run(mode, self.trunk(inputs)[: len(self._split.boundaries)], noises, CHECK_ROWS)
+            values = self.trunk(inputs)[: len(self._split.boundaries)]
+            found = self._run(self.mode(per_row), values, noises, CHECK_ROWS)
         pairs = zip(found, expected, strict=True)
         return all((mine - theirs).norm() <= _NEAR * theirs.norm() for mine, theirs in pairs)
 

@@ -167,6 +167,25 @@ def test_a_kernel_that_is_wrong_or_fails_never_serves(
     assert said in note
 
 
+def wrong_for_rows(self: CountedLinear, rows: int, noise: Tensor, *given: Any) -> Tensor:
+    return whole(self, rows, noise, *given) * (1.001 if noise.shape[-2] > 1 else 1)
+
+
+@pytest.mark.usefixtures("_kernels_on_cpu")
+def test_a_kernel_that_is_wrong_for_rows_of_their_own_serves_nowhere(
+    plain: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CountedLinear, "__call__", wrong_for_rows)
+    given, asked = features(3), {"variant": "dropconnect", "passes": 5, "scope": "row"}
+    predictor = made("with a bias", given)
+
+    assert torch.equal(samples(predictor, given, **asked), plain("with a bias", given, **asked))
+    (note,) = predictor.predict(given, variant="dropconnect").notes
+    assert note == (
+        "0.weight, 2.weight: plain operators stand in for kernels: with them passes do not run folded but rows looped"
+    )
+
+
 @pytest.mark.usefixtures("_kernels_on_cpu")
 def test_where_no_kernel_serves_a_layer_the_answer_says_so_once() -> None:
     network = nn.Sequential(nn.Conv1d(2, 3, 2), nn.Flatten(), nn.Linear(9, 2)).eval()
