@@ -35,6 +35,7 @@ from service.graph.split import Split, split
 from service.graph.thinning import Thinned, thin
 from service.graph.thinning_cost import better_whole, pays
 from service.graph.tuned import loosen_views, tune
+from service.graph.uncut import run_uncut
 
 _CHECK_PASSES = 2
 _CHECK_SEED = 1
@@ -127,12 +128,14 @@ class Compiled:
         return all((mine - theirs).norm() <= _NEAR * theirs.norm() for mine, theirs in pairs)
 
     def _trial(self, per_row: bool) -> tuple[tuple[Tensor, ...], list[Tensor], list[Tensor]]:
-        """Return inputs that the capture has not seen, noise, and what the whole graph gives for them."""
+        """Return inputs that the capture has not seen, noise, and the whole graph's outputs that it reaches."""
         inputs = fresh_inputs(self._captured.example)
         draw = Draw(_CHECK_SEED, 0, _CHECK_PASSES, range(CHECK_ROWS) if per_row else None)
         shapes = [tuple(each.shape) for each in inputs]
         noises = self._draw(shapes, draw)
-        return inputs, noises, self._whole(inputs, self._draw(shapes, draw, self._rewritten), per_row)
+        own = self._draw(shapes, draw, self._rewritten)
+        outputs = run_uncut(self._rewritten, inputs, own, _CHECK_PASSES, per_row)
+        return inputs, noises, [each for each, noisy in zip(outputs, self.stochastic, strict=True) if noisy]
 
     def _whole_products(self, per_row: bool) -> tuple[str, ...]:
         """Say where whole products stand in for grouped ones in a scope, and why."""
@@ -279,24 +282,6 @@ class Compiled:
         foldable = foldable and not couples_rows(self._captured)  # few passes may draw one noise, and not show it
         others = [Mode.ROWS_VMAPPED, Mode.ROWS_LOOPED] if per_row else [Mode.VMAPPED, Mode.LOOPED]
         return [Mode.FOLDED, *others] if foldable else others
-
-    def _whole(self, inputs: tuple[Tensor, ...], noises: list[Tensor], per_row: bool) -> list[Tensor]:
-        """Run the uncut graph pass by pass (and row by row in row scope); only the outputs that noise reaches."""
-        module = self._rewritten.module
-        passes = []
-        with torch.inference_mode():
-            for index in range(_CHECK_PASSES):
-                own = [noise[index] for noise in noises]
-                if per_row:
-                    singles = [
-                        module(*(x[row : row + 1] for x in inputs), 1, *(noise[row : row + 1] for noise in own))
-                        for row in range(CHECK_ROWS)
-                    ]
-                    passes.append(tuple(torch.cat(each) for each in zip(*singles, strict=True)))
-                else:
-                    passes.append(module(*inputs, CHECK_ROWS, *own))
-        stacked = [torch.stack(each) for each in zip(*passes, strict=True)]
-        return [output for output, noisy in zip(stacked, self.stochastic, strict=True) if noisy]
 
     def footprint(self, inputs: tuple[Tensor, ...], per_row: bool) -> Footprint:
         """Return the memory that inputs of these lengths need, measured the first time they come."""
