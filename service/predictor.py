@@ -20,7 +20,8 @@ from service.folder import read_card, write_folder
 from service.graph.archive import load_program
 from service.graph.candidates import drop_entangled
 from service.graph.capture import Captured, Example, capture, from_program
-from service.graph.compiled import Compiled, couples_rows
+from service.graph.compiled import Compiled
+from service.graph.coupling import couples_rows
 from service.graph.footprint import memory_named
 from service.graph.identity import fingerprint
 from service.graph.layout import note_layouts, with_rows

@@ -135,7 +135,8 @@ class Preparation:
             )
         wanted = tuple(quantities_of(self._outputs, asked.quantities, ask.tolerance))
         compiled = self.compile(plan, ask.precision)
-        notes = (*self._eval_modules, *compiled.notes, *self._fixed_outputs(compiled))
+        of_rows = compiled.row_notes if ask.per_row else ()
+        notes = (*self._eval_modules, *compiled.notes, *of_rows, *self._fixed_outputs(compiled))
         if ask.integrates:
             for output, names in zip(self._outputs, wanted, strict=True):
                 check_linear(output, names)

@@ -170,9 +170,11 @@ def join_columns(weight: Tensor, *biases: Tensor) -> Tensor:
     return torch.cat([weight.flatten(1), *(bias[:, None] for bias in biases)], 1)
 
 
-def packed_form(site: WeightSite, variant: Variant) -> PackedDropConnect | None:
-    """Return the variant with packed masks where every use of the weight is a layer that can take them."""
-    return PackedDropConnect(variant.p) if type(variant) is DropConnect and takes_noise(site) else None
+def packed_form(site: WeightSite, variant: Variant) -> PackedDropConnect | str:
+    """Return the variant with packed masks where every use of the weight is a layer that takes them; else why none."""
+    if type(variant) is not DropConnect:
+        return f"{variant.name} has no masks to pack"
+    return PackedDropConnect(variant.p) if takes_noise(site) else "packed masks are of layers with rows in front"
 
 
 def takes_noise(site: WeightSite) -> bool:

@@ -6,6 +6,7 @@ on inputs that the capture has not seen; the first of folded, vmapped and looped
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import UnionType
 from typing import Any
 
 import torch
@@ -14,14 +15,16 @@ from torch import Tensor
 from service.dropout import Variant
 from service.errors import SelfCheckFailed
 from service.graph.capture import Captured
+from service.graph.coupling import CHECK_ROWS, couples_rows, fresh_inputs
 from service.graph.drawing import Draw, draw_noises
 from service.graph.fixed import fix_weights
 from service.graph.footprint import Cost, Footprint, Peaks, memory_named, metered
-from service.graph.forms import Counted, Form, Formed, form_on, plain_notes
-from service.graph.grouped import group_products
+from service.graph.forms import Counted, Form, Formed, form_on, once, plain_notes
+from service.graph.grouped import group_products, run_whole
 from service.graph.integrated import integrate
-from service.graph.layout import change_row, with_rows
-from service.graph.passes import RUNNERS, VECTORISED, Mode, can_fold, of_rows
+from service.graph.kernels import fault_of
+from service.graph.layout import with_rows
+from service.graph.passes import RUNNERS, VECTORISED, Mode, of_rows, unfolding
 from service.graph.precision import FLOAT32, NOTES, ruled
 from service.graph.products import fuse_products
 from service.graph.proof import close
@@ -32,10 +35,11 @@ from service.graph.split import Split, split
 from service.graph.thinning import Thinned, thin
 from service.graph.thinning_cost import better_whole, pays
 from service.graph.tuned import loosen_views, tune
+from service.graph.uncut import run_uncut
 
-_CHECK_ROWS = 3
 _CHECK_PASSES = 2
 _CHECK_SEED = 1
+_NEAR = 0.1  # of an output's norm: more than coarser products make of it, and less than a fault does
 _FOOTPRINTS_KEPT = 64
 
 
@@ -50,6 +54,7 @@ class Compiled:
 
     Attributes:
         notes: What the caller should know, such as sites where another form stands in.
+        row_notes: What the caller should know besides in scope `row`.
         stochastic: For each output, whether noise reaches it.
     """
 
@@ -67,13 +72,19 @@ class Compiled:
         self._rewritten = self._write(plan, None)
         self._footprints: dict[tuple[Any, ...], Footprint] = {}
         self._thinning: dict[tuple[Any, ...], Thinned | None] = {}
+        self._refused: dict[str, str] = {}  # why kernels do not serve a site
         self._prepare(plan, form_on(self._device))
         self._fault = self._kernel_fault()
         if self._fault:
+            self._refused |= dict.fromkeys(_sites_of(self._fast, Counted), self._fault)
             self._prepare(plan, None)
+            if self._wide is not None:
+                self._wide._prepare(plan, None)  # how passes run is found there
         drawn = ((noise.site, noise.variant) for noise in self._fast.noises)
+        plain, whole = plain_notes(self._device, drawn, self._refused), self._whole_products(per_row=False)
         narrowed = () if self._wide is None else (NOTES[precision],)
-        self.notes = (*self._rewritten.notes, *plain_notes(self._device, drawn, self._fault), *narrowed)
+        self.notes = (*self._rewritten.notes, *plain, *whole, *narrowed)
+        self.row_notes = tuple(each for each in self._whole_products(per_row=True) if each not in whole)
 
     def _prepare(self, plan: Mapping[str, Variant], form: Form | None) -> None:
         """Cut the graph, noise in a form where it can be, and make its parts fast."""
@@ -90,17 +101,47 @@ class Compiled:
 
     def _kernel_fault(self) -> str | None:
         """Return why kernels that were chosen cannot serve: they are tried at once, for they depend on the device."""
-        if not any(isinstance(noise.variant, Counted) for noise in self._fast.noises):
+        if not _sites_of(self._fast, Counted):
             return None
         if self._wide is not None and self._wide._fault:
             return self._wide._fault
+        scopes = (False,) if couples_rows(self._captured) else (False, True)
         try:
-            self.mode(per_row=False)
+            for per_row in scopes:
+                if (mode := self.mode(per_row)) is not Mode.FOLDED:
+                    return f"with them passes do not run folded but {mode}"
+                if self._wide is not None and not self._is_near_the_whole(per_row):
+                    return f"in {self._precision} passes are far from the whole graph's"
         except torch.OutOfMemoryError:
             raise  # it is no fault of theirs
         except Exception as error:  # whatever a compiler or a driver raises
-            return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            return fault_of(error)
         return None
+
+    def _is_near_the_whole(self, per_row: bool) -> bool:
+        """Tell whether passes in another precision, whose products are other kernels, are about the whole graph's."""
+        inputs, noises, expected = self._trial(per_row)
+        with ruled(self._precision, self._device), torch.inference_mode():
+            values = self.trunk(inputs)[: len(self._split.boundaries)]
+            found = self._run(self.mode(per_row), values, noises, CHECK_ROWS)
+        pairs = zip(found, expected, strict=True)
+        return all((mine - theirs).norm() <= _NEAR * theirs.norm() for mine, theirs in pairs)
+
+    def _trial(self, per_row: bool) -> tuple[tuple[Tensor, ...], list[Tensor], list[Tensor]]:
+        """Return inputs that the capture has not seen, noise, and the whole graph's outputs that it reaches."""
+        inputs = fresh_inputs(self._captured.example)
+        draw = Draw(_CHECK_SEED, 0, _CHECK_PASSES, range(CHECK_ROWS) if per_row else None)
+        shapes = [tuple(each.shape) for each in inputs]
+        noises = self._draw(shapes, draw)
+        own = self._draw(shapes, draw, self._rewritten)
+        outputs = run_uncut(self._rewritten, inputs, own, _CHECK_PASSES, per_row)
+        return inputs, noises, [each for each, noisy in zip(outputs, self.stochastic, strict=True) if noisy]
+
+    def _whole_products(self, per_row: bool) -> tuple[str, ...]:
+        """Say where whole products stand in for grouped ones in a scope, and why."""
+        sites = {noise.placeholder: noise.site for noise in self._fast.noises}
+        reasons = {sites[noise]: why for noise, why in run_whole(self._split, per_row).items()}
+        return once("whole products stand in for grouped ones", reasons)
 
     def _write(self, plan: Mapping[str, Variant], form: Form | None) -> Rewritten:
         """Write the plan into the graph, its last sites integrated where that was asked for."""
@@ -111,9 +152,12 @@ class Compiled:
         """Return the graph that passes run on, and its cut; the plain graph is what it is compared with."""
         if form is not None and form.is_of(plan.values()):
             fast = self._write(plan, form)
-            is_formed = any(isinstance(noise.variant, Formed) for noise in fast.noises)
-            if is_formed and all(noise.has_rows for noise in fast.noises) and can_fold(cut := split(fast)):
-                return fast, cut
+            self._refused |= fast.refused
+            if formed := _sites_of(fast, Formed):
+                cut = split(fast)
+                if (why := unfolding(fast.noises, cut)) is None:
+                    return fast, cut
+                self._refused |= dict.fromkeys(formed, why)
         return self._rewritten, split(self._rewritten)
 
     def rows_for(self, rows: int) -> int:
@@ -182,12 +226,7 @@ class Compiled:
             mode = self._wide.mode(per_row)  # proven where nothing but the order of sums makes a difference
             self.thinned = self.thinned if self._wide.thinned is not None else None
             return mode
-        inputs = fresh_inputs(self._captured.example)
-        rows = range(_CHECK_ROWS) if per_row else None
-        draw = Draw(_CHECK_SEED, 0, _CHECK_PASSES, rows)
-        shapes = [tuple(each.shape) for each in inputs]
-        noises = self._draw(shapes, draw)
-        expected = self._whole(inputs, self._draw(shapes, draw, self._rewritten), per_row)
+        inputs, noises, expected = self._trial(per_row)
         values = self.trunk(inputs)[: len(self._split.boundaries)]
         if not per_row and self.thinned is not None and not self._agrees(self.thinned, values, noises, expected):
             self.thinned = None
@@ -195,7 +234,7 @@ class Compiled:
         for mode in self._candidates(per_row):
             try:
                 with torch.inference_mode():
-                    found = self._run(mode, values, noises, _CHECK_ROWS)
+                    found = self._run(mode, values, noises, CHECK_ROWS)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # torch names no narrower class for what vmap cannot do
@@ -209,7 +248,7 @@ class Compiled:
     def _agrees(self, thinned: Thinned, values: Any, noises: list[Tensor], expected: list[Tensor]) -> bool:
         """Tell whether the thinned passes are the whole graph's."""
         with torch.inference_mode():
-            found = thinned.run(values, noises, _CHECK_ROWS)
+            found = thinned.run(values, noises, CHECK_ROWS)
         return all(close(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
 
     def thinned_for(self, shapes: Sequence[tuple[int, ...]], per_row: bool) -> Thinned | None:
@@ -243,28 +282,10 @@ class Compiled:
         return thinned
 
     def _candidates(self, per_row: bool) -> list[Mode]:
-        foldable = can_fold(self._split) and all(noise.has_rows for noise in self._fast.noises)
+        foldable = unfolding(self._fast.noises, self._split) is None
         foldable = foldable and not couples_rows(self._captured)  # few passes may draw one noise, and not show it
         others = [Mode.ROWS_VMAPPED, Mode.ROWS_LOOPED] if per_row else [Mode.VMAPPED, Mode.LOOPED]
         return [Mode.FOLDED, *others] if foldable else others
-
-    def _whole(self, inputs: tuple[Tensor, ...], noises: list[Tensor], per_row: bool) -> list[Tensor]:
-        """Run the uncut graph pass by pass (and row by row in row scope); only the outputs that noise reaches."""
-        module = self._rewritten.module
-        passes = []
-        with torch.inference_mode():
-            for index in range(_CHECK_PASSES):
-                own = [noise[index] for noise in noises]
-                if per_row:
-                    singles = [
-                        module(*(x[row : row + 1] for x in inputs), 1, *(noise[row : row + 1] for noise in own))
-                        for row in range(_CHECK_ROWS)
-                    ]
-                    passes.append(tuple(torch.cat(each) for each in zip(*singles, strict=True)))
-                else:
-                    passes.append(module(*inputs, _CHECK_ROWS, *own))
-        stacked = [torch.stack(each) for each in zip(*passes, strict=True)]
-        return [output for output, noisy in zip(stacked, self.stochastic, strict=True) if noisy]
 
     def footprint(self, inputs: tuple[Tensor, ...], per_row: bool) -> Footprint:
         """Return the memory that inputs of these lengths need, measured the first time they come."""
@@ -298,21 +319,9 @@ class Compiled:
         return draw_noises((of or self._fast).noises, self._captured.symbols, shapes, draw, self._device)
 
 
-def fresh_inputs(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return inputs of three rows that differ from the example's in every row."""
-    inputs = tuple(with_rows(each, _CHECK_ROWS) for each in example)
-    for row in range(_CHECK_ROWS):
-        inputs = tuple(change_row(each, row) for each in inputs)
-    return inputs
-
-
-def couples_rows(captured: Captured) -> bool:
-    """Tell whether a row's answer depends on the other rows of its batch."""
-    inputs = fresh_inputs(captured.example)
-    with torch.inference_mode():
-        together = captured.program.graph(*inputs)
-        alone = captured.program.graph(*(each[:1] for each in inputs))
-    return not all(close(one, several[:1]) for one, several in zip(alone, together, strict=True))
+def _sites_of(rewritten: Rewritten, form: type[Variant] | UnionType) -> list[str]:
+    """Return the sites whose noise is of a form."""
+    return [noise.site for noise in rewritten.noises if isinstance(noise.variant, form)]
 
 
 def _spread(value: Tensor, passes: int) -> Tensor:

@@ -3,7 +3,7 @@
 It neither multiplies nor acts.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,14 +19,10 @@ from service.graph.weights import WeightSite
 Counted = CountedDropConnect | CountedSampled | CountedNoise
 Formed = PackedDropConnect | Counted
 _OF_WEIGHTS: frozenset[type[Variant]] = frozenset({DropConnect, DropConnectSampled})
-_SERVED = (
-    (_OF_WEIGHTS, "products stand", "float32 weights of linear layers, rows on the first axis"),
-    (ELEMENTWISE, "noise stands", "sites of fixed lengths"),
-)
 
 
-def _nowhere(variant: Variant, shape: Sequence[object], channel_axes: int) -> None:
-    return None
+def _nowhere(variant: Variant, shape: Sequence[object], channel_axes: int) -> str:
+    return "only weights' masks are packed"
 
 
 @dataclass(frozen=True)
@@ -35,13 +31,13 @@ class Form:
 
     Attributes:
         variants: Whose noise has it.
-        weight: What draws it for a weight; None where the weight's uses do not take it.
-        site: What draws it for an activation's site, by the row's shape and how many of its axes number channels.
+        weight: What draws it for a weight; why nothing does where the weight's uses do not take it.
+        site: The same for an activation's site, by the row's shape and how many of its axes number channels.
     """
 
     variants: frozenset[type[Variant]]
-    weight: Callable[[WeightSite, Variant], PackedDropConnect | CountedDropConnect | CountedSampled | None]
-    site: Callable[[Variant, Sequence[object], int], CountedNoise | None] = _nowhere
+    weight: Callable[[WeightSite, Variant], PackedDropConnect | CountedDropConnect | CountedSampled | str]
+    site: Callable[[Variant, Sequence[object], int], CountedNoise | str] = _nowhere
 
     def is_of(self, variants: Iterable[Variant]) -> bool:
         """Tell whether the noise of any of these may have it."""
@@ -79,22 +75,31 @@ def path_on(device: torch.device) -> tuple[tuple[str, str], ...]:
 
 
 def plain_notes(
-    device: torch.device, drawn: Iterable[tuple[str, Variant]], fault: str | None = None
+    device: torch.device, drawn: Iterable[tuple[str, Variant]], refused: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """Say where plain products and noise stand in for kernels, and why; on the CPU none are missed.
+    """Say where plain operators stand in for kernels, and why; on the CPU none are missed.
 
     Args:
         device: Where passes run.
         drawn: The sites, and what draws their noise.
-        fault: What was wrong with kernels that were tried.
+        refused: Why kernels do not serve a site, where it is not for its variant.
     """
     why = kernels.refusal(device)
     if why is not None and device.type == "cpu":
         return ()
-    drawn, notes = list(drawn), []
-    for variants, plain, served in _SERVED:
-        left = [site for site, variant in drawn if type(variant) in variants]
-        said = why or fault or f"they serve {served}, whose passes fold into the rows"
-        if left:
-            notes.append(f"{', '.join(left)}: plain {plain} in for kernels: {said}")
-    return tuple(notes)
+    plain = ((site, variant) for site, variant in drawn if not isinstance(variant, Counted))
+    reasons = {site: why or refused.get(site) or kernels.unmade(variant.name) for site, variant in plain}
+    return once("plain operators stand in for kernels", reasons)
+
+
+def once(what: str, reasons: Mapping[str, str]) -> tuple[str, ...]:
+    """Say each reason once, with all the sites that it holds for.
+
+    Args:
+        what: What is the case there.
+        reasons: Why, by site.
+    """
+    sites: dict[str, list[str]] = {}
+    for site, why in reasons.items():
+        sites.setdefault(why, []).append(site)
+    return tuple(f"{', '.join(names)}: {what}: {why}" for why, names in sites.items())

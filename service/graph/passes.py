@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from service.graph.rewrite import NoiseInput
 from service.graph.shapes import BatchAxis
 from service.graph.split import Boundary, Split
 
@@ -95,6 +96,13 @@ RUNNERS: dict[Mode, Runner] = {
 def can_fold(split: Split) -> bool:
     """Tell whether every value that crosses can be repeated for each pass."""
     return not any(boundary.layout.entangled for boundary in split.boundaries)
+
+
+def unfolding(noises: Sequence[NoiseInput], split: Split) -> str | None:
+    """Return why passes do not fold into the rows; None where they do."""
+    if outside := [noise.site for noise in noises if not noise.has_rows]:
+        return f"passes do not fold into the rows, which the noise of {', '.join(outside)} does not meet"
+    return None if can_fold(split) else "passes do not fold into the rows, which cannot be told apart at the first site"
 
 
 def of_rows(split: Split, values: Values, rows: Tensor) -> tuple[Any, ...] | None:

@@ -37,7 +37,7 @@ class ScaledLinear:
     def __call__(self, rows: int, noise: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return weight · (x ∘ noise) + bias for `rows` rows in all [S · B, O]."""
         is_folded = noise.dim() > x.dim()
-        if is_folded and is_one_product(rows, noise, x, weight):
+        if is_folded and x.dtype == weight.dtype and is_one_product(rows, noise, x, weight):
             return one_product(self.apply.factors(noise, x)[:, 0], self.apply.entering(x), weight, bias)
         if is_folded and self.apply.in_parts and rows * x.shape[1] * x.element_size() > _PART_BYTES:
             return part_by_part(rows, self.apply.factors(noise, x), x, weight, bias, self.linear)
@@ -96,14 +96,15 @@ def fuse_products(split: Split) -> Split:
     graph.output(graph.graph_copy(split.suffix.graph, {}))
     take_in_functions(graph)
     for node in list(graph.nodes):
-        if _is_scaling(node) and node.users and all(_takes(user, node) for user in node.users):
+        if is_scaling(node) and node.users and all(takes(user, node) for user in node.users):
             for user in list(node.users):
-                _fuse(graph, node, user)
+                fuse(graph, node, user)
             graph.erase_node(node)
     return replace(split, suffix=fx.GraphModule(split.suffix, graph))
 
 
-def _fuse(graph: fx.Graph, site: fx.Node, linear: fx.Node) -> None:
+def fuse(graph: fx.Graph, site: fx.Node, linear: fx.Node) -> None:
+    """Let a linear layer take in a site that scales, which stays where it is for others."""
     rest = tuple(each for each in (operand(linear, 1), operand(linear, 2)) if each is not None)
     with graph.inserting_before(linear):
         assert isinstance(site.target, Apply)
@@ -113,16 +114,18 @@ def _fuse(graph: fx.Graph, site: fx.Node, linear: fx.Node) -> None:
     graph.erase_node(linear)
 
 
-def _is_scaling(node: fx.Node) -> bool:
+def is_scaling(node: fx.Node) -> bool:
+    """Tell whether a node is a site that scales, its rows in front."""
     acting = node.target
     if not isinstance(acting, Apply) or acting.batch != BatchAxis(0):
         return False
     return isinstance(acting.variant, ActivationVariant) and acting.variant.scales
 
 
-def _takes(linear: fx.Node, site: fx.Node) -> bool:
+def takes(linear: fx.Node, value: fx.Node) -> bool:
+    """Tell whether a node is a linear layer of fixed weights that maps a value [B, I] to [B, O]."""
     fixed = [each for each in (operand(linear, 1), operand(linear, 2)) if isinstance(each, fx.Node)]
-    is_linear = linear.target is torch.ops.aten.linear.default and operand(linear, 0) is site
+    is_linear = linear.target is torch.ops.aten.linear.default and operand(linear, 0) is value
     is_flat = is_tensor(linear) and value_of(linear).dim() == 2
     return is_linear and is_flat and all(each.op == "get_attr" for each in fixed)
 

@@ -66,11 +66,19 @@ class NoiseInput:
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A graph whose placeholders are the inputs, the number of rows, and the noise of every active site."""
+    """A graph whose placeholders are the inputs, the number of rows, and the noise of every active site.
+
+    Attributes:
+        module: The graph.
+        noises: What is drawn for it.
+        notes: What the caller should know of it.
+        refused: Why a site's noise is not in the form that was given, by the site's name.
+    """
 
     module: fx.GraphModule
     noises: tuple[NoiseInput, ...]
     notes: tuple[str, ...]
+    refused: Mapping[str, str]
 
 
 def rewrite(
@@ -99,7 +107,7 @@ def rewrite(
         if node.op != "placeholder":
             writer.write(node)
     graph.lint()
-    return Rewritten(fx.GraphModule(old, graph), tuple(writer.noises), tuple(writer.notes))
+    return Rewritten(fx.GraphModule(old, graph), tuple(writer.noises), tuple(writer.notes), writer.refused)
 
 
 class _Writer:
@@ -108,6 +116,7 @@ class _Writer:
         self.narrower: Narrower | None = None
         self.noises: list[NoiseInput] = []
         self.notes: list[str] = []
+        self.refused: dict[str, str] = {}
         self.variants: dict[fx.Node, tuple[Variant, fx.Node]] = {}  # activation site → its variant and noise
         self.counted: dict[fx.Node, CountedNoise] = {}  # activation site → what draws its noise, where kernels make it
         self.products: dict[fx.Node, tuple[SampledProduct, fx.Node]] = {}  # linear → its variant and noise
@@ -135,11 +144,14 @@ class _Writer:
                 of = captured.symbols.dims(value_of(node)) if is_of_result else located.dims
                 dims = row_dims(of, located.batch)
                 has_rows = layout.batch is not None
-                drawn = self.form.site(variant, dims, located.channel_axes) if self.form else None
-                noise = self._noise(located.site.name, drawn or variant, dims, has_rows, located.channel_axes)
-                self.variants[node] = (variant, noise)
-                if drawn is not None:
+                name, axes = located.site.name, located.channel_axes
+                drawn = self.form.site(variant, dims, axes) if self.form else None
+                if isinstance(drawn, CountedNoise):
                     self.counted[node] = drawn
+                elif drawn is not None:
+                    self.refused[name] = drawn
+                noise = self._noise(name, self.counted.get(node, variant), dims, has_rows, axes)
+                self.variants[node] = (variant, noise)
         for site in weights:
             self._declare_weight(site, plan[site.site.name])
         for cell in captured.cells:
@@ -157,7 +169,10 @@ class _Writer:
         if isinstance(variant, SampledProduct) and not site.rows_and_features:
             self.notes.append(f"{site.site.name}: exact masks stand in, its input has axes besides rows and features")
             variant = stand_in(variant) or variant
-        if self.form and (drawn := self.form.weight(site, variant)):
+        drawn = self.form.weight(site, variant) if self.form else None
+        if isinstance(drawn, str):
+            self.refused[site.site.name] = drawn
+        elif drawn is not None:
             noise = self._noise(site.site.name, drawn, tuple(map(sympy.Integer, site.site.shape)), True)
             for use in site.uses:
                 self.noisy_products[use.node] = (drawn.product(use, site), site, noise)

@@ -31,3 +31,13 @@ def refusal(device: torch.device) -> str | None:
     if find_spec("triton") is None:
         return "triton is not installed; pip install triton"
     return None
+
+
+def unmade(variant: str) -> str:
+    """Return why kernels do not serve sites of a variant whose noise none of them makes."""
+    return f"they make no {variant} noise"
+
+
+def fault_of(error: Exception) -> str:
+    """Return what was wrong with a kernel, in a line: a compiler's or a driver's error may have many."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

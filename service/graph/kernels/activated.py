@@ -77,11 +77,18 @@ def activated(numbers: Tensor, noise: Noise, sharing: Sharing, x: Tensor, passes
 
 
 @triton.jit
+def _sigmoid(x):
+    """Return 1 / (1 + e⁻ˣ), by the one of eˣ and e⁻ˣ that is never too large."""
+    power = tl.exp(-tl.abs(x))
+    return tl.where(x < 0, power, 1.0) / (1 + power)
+
+
+@triton.jit
 def _tanh(x):
-    """Return tanh x, by its series where 1 - 2 / (e²ˣ + 1) would lose digits."""
+    """Return tanh x, by its series where 2 sigm(2 x) - 1 would lose digits."""
     square = x * x
     near = x * (1 + square * (-1 / 3 + square * (2 / 15 - square * (17 / 315))))
-    return tl.where(square < 0.01, near, 1 - 2 / (tl.exp(2 * x) + 1))
+    return tl.where(square < 0.01, near, 2 * _sigmoid(2 * x) - 1)
 
 
 @triton.jit
@@ -90,9 +97,9 @@ def _function_of(x, FUNCTION: tl.constexpr):
     if FUNCTION == "relu":
         x = tl.where(x < 0, 0.0, x)
     elif FUNCTION == "sigmoid":
-        x = tl.sigmoid(x)
+        x = _sigmoid(x)
     elif FUNCTION == "silu":
-        x = x * tl.sigmoid(x)
+        x = x * _sigmoid(x)
     elif FUNCTION == "tanh":
         x = _tanh(x)
     elif FUNCTION == "gelu":
@@ -129,7 +136,7 @@ def _acting(x, numbers, keep, a, b, c, LAW: tl.constexpr):
     else:
         up, down = numbers.to(tl.uint32), (numbers ^ 0xFFFFFFFF).to(tl.uint32)
         logit = tl.log(up.to(tl.float32) + 0.5) - tl.log(down.to(tl.float32) + 0.5)
-        y = x * (a * tl.sigmoid(-c * (b + logit)))
+        y = x * (a * _sigmoid(-c * (b + logit)))
     return y
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from service.dropout import DropConnect, DropConnectSampled, Variant
 from service.dropout.noise import Shape, Stream
 from service.graph.bit_masks import NoisyProduct, noisy_product, takes_noise
-from service.graph.weights import LINEAR, Use, WeightSite
+from service.graph.kernels import unmade
+from service.graph.weights import CONVOLUTIONS, LINEAR, Use, WeightSite
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,12 @@ class CountedMoments(NoisyProduct[CountedSampled]):
         return sampled_product(numbers, self.variant.p, x, parameters, self.bias, own, passes).flatten(0, 1)
 
 
-def counted_form(site: WeightSite, variant: Variant) -> CountedDropConnect | CountedSampled | None:
-    """Return the variant with counted noise where every use of the weight is a linear layer that can take it."""
+def counted_form(site: WeightSite, variant: Variant) -> CountedDropConnect | CountedSampled | str:
+    """Return the variant with counted noise where every use of the weight is a layer that takes it; else why none."""
+    if type(variant) not in (DropConnect, DropConnectSampled):
+        return unmade(variant.name)
+    if any(use.node.target in CONVOLUTIONS for use in site.uses):
+        return "they serve no weights of convolutions"
     if not takes_noise(site) or any(use.node.target is not LINEAR for use in site.uses):
-        return None
-    if type(variant) is DropConnect:
-        return CountedDropConnect(variant.p)
-    return CountedSampled(variant.p) if type(variant) is DropConnectSampled else None
+        return "they serve float32 weights of linear layers, rows on the first axis"
+    return CountedDropConnect(variant.p) if type(variant) is DropConnect else CountedSampled(variant.p)

@@ -14,7 +14,8 @@ from service.dropout import Bernoulli, Variant
 from service.dropout.noise import Shape, Stream
 from service.dropout.variant import ActivationVariant
 from service.graph.acting import Apply
-from service.graph.kernels.laws import Noise, Sharing, noise_of
+from service.graph.kernels import unmade
+from service.graph.kernels.laws import ELEMENTWISE, Noise, Sharing, noise_of
 from service.graph.nodes import node_operand
 from service.graph.shapes import BatchAxis
 
@@ -102,11 +103,15 @@ class CountedApply(Apply):
         return found.reshape(passes, rows, *shape)
 
 
-def counted_site(variant: Variant, shape: Sequence[object], channel_axes: int) -> CountedNoise | None:
-    """Return what draws the counted noise of a site, its row's shape known; None where no kernel makes such noise."""
-    is_fixed = all(getattr(each, "is_Integer", False) for each in shape)
-    served = is_fixed and isinstance(variant, ActivationVariant) and noise_of(variant) is not None
-    return CountedNoise(of=variant, channel_axes=channel_axes) if served else None
+def counted_site(variant: Variant, shape: Sequence[object], channel_axes: int) -> CountedNoise | str:
+    """Return what draws the counted noise of a site, its row's shape known; why none does where no kernel makes it."""
+    if type(variant) not in ELEMENTWISE:
+        return unmade(variant.name)
+    if noise_of(variant) is None:
+        return f"{unmade(variant.name)} with these parameters"
+    if not all(getattr(each, "is_Integer", False) for each in shape):
+        return "they serve sites of fixed lengths"
+    return CountedNoise(of=variant, channel_axes=channel_axes)
 
 
 def function_of(node: fx.Node) -> str | None:

@@ -32,7 +32,7 @@ class Listed:
 def grouped_product(
     noise: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, following: Tensor | None = None
 ) -> Tensor:
-    """Return u [S, B, out], in the type of x; 0 at outputs that what follows drops.
+    """Return u [S, B, out], in the type of the weight, which n ∘ x is rounded to; 0 at outputs that what follows drops.
 
     Args:
         noise: [S, in], 0 where a pass drops an input of all rows.
@@ -42,7 +42,7 @@ def grouped_product(
         following: [S, out], 0 where a pass drops an output.
     """
     (passes, inner), (held, rows, _), outside = noise.shape, x.shape, len(weight)
-    found = (x.new_empty if following is None else x.new_zeros)(passes, rows, outside)
+    found = (weight.new_empty if following is None else weight.new_zeros)(passes, rows, outside)
     inputs = Listed.of(noise)
     outputs = inputs if following is None else Listed.of(following)
     tall = _FEW_ROWS if rows <= _FEW_ROWS else _MOST_ROWS
@@ -79,7 +79,7 @@ def _grouped(
             column = tl.load(inputs + network * inner + place, mask=place < count, other=0)
             scale = tl.load(noise + network * inner + column, mask=place < count, other=0.0).to(tl.float32)
             own = tl.load(at_x + column[None, :], mask=is_row[:, None] & (place < count)[None, :], other=0.0)
-            scaled = (own.to(tl.float32) * scale[None, :]).to(own.dtype)
+            scaled = (own.to(tl.float32) * scale[None, :]).to(weight.dtype.element_ty)
             kept = tl.load(at_weight + column[:, None], mask=(place < count)[:, None] & is_out[None, :], other=0.0)
             total = multiply(scaled, kept, total, WIDEN)
         if BIAS:

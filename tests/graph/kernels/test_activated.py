@@ -30,6 +30,7 @@ from service.dropout import (
     Gaussian,
     LayerDrop,
     Locked,
+    ShakeDrop,
     Spatial,
     SpatialConcrete,
     Stream,
@@ -119,6 +120,15 @@ def test_passes_are_all_written_however_they_are_parted(passes: int, monkeypatch
 
     assert torch.equal(acted(variant, noise, x, 3 * passes), whole)
     assert torch.isfinite(whole).all()
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_functions_keep_their_ends(function: str) -> None:
+    x = torch.tensor([[-200.0, -90.0, -20.0, -0.0, 20.0, 90.0, 200.0]])
+    noise = CountedNoise(of=LayerDrop(1e-9)).draw(Stream(1, "drop", 0, 1), (7,))
+    expected = FUNCTIONS[function](x)
+
+    torch.testing.assert_close(acted(LayerDrop(1e-9), noise, x, 1, function), expected, rtol=1e-5, atol=1e-30)
 
 
 LAWS = (
@@ -263,9 +273,10 @@ def test_a_kernel_that_is_wrong_never_serves(monkeypatch: pytest.MonkeyPatch) ->
     found = predictor.predict(x, passes=5)
 
     (note,) = [note for note in found.notes if "kernels" in note]
-    assert note.startswith("2, 5, 8: plain noise stands in for kernels: SelfCheckFailed: ")
+    assert note.startswith("2, 5, 8: plain operators stand in for kernels: SelfCheckFailed: ")
 
 
 def test_what_kernels_do_not_make_is_left_to_its_variant() -> None:
-    assert counted_site(Concrete(0.1, t=0.01), (), 1) is None
-    assert counted_site(Bernoulli(0.1), ("a length that varies",), 1) is None
+    assert counted_site(Concrete(0.1, t=0.01), (), 1) == "they make no concrete noise with these parameters"
+    assert counted_site(Bernoulli(0.1), ("a length that varies",), 1) == "they serve sites of fixed lengths"
+    assert counted_site(ShakeDrop(), (), 1) == "they make no shake-drop noise"

@@ -44,7 +44,7 @@ def check_activated():
 
 def check_grouped():
     for operand in ("*fp32", "*bf16"):
-        types = dict.fromkeys(("found", "noise", "x", "weight", "bias"), operand)
+        types = {"noise": "*fp32", "x": "*fp32"} | dict.fromkeys(("found", "weight", "bias"), operand)
         lists = dict.fromkeys(("inputs", "input_counts", "outputs", "output_counts"), "*i64")
         tile = {"ROWS": grouped._MOST_ROWS, "OUT": grouped._OUT, "STEP": grouped._STEP, "WIDEN": False}
         check(grouped._grouped, tile | {"APART": True, "BIAS": True, "PART": True}, **types, **lists)

@@ -116,6 +116,36 @@ def broken(self: CountedLinear, *given: Any) -> Tensor:
 whole = CountedLinear.__call__
 
 
+def in_bfloat16_alone(fault: Any) -> Any:
+    def call(self: CountedLinear, rows: int, noise: Tensor, x: Tensor, parameters: Tensor) -> Tensor:
+        return (fault if x.dtype == torch.bfloat16 else whole)(self, rows, noise, x, parameters)
+
+    return call
+
+
+def far(self: CountedLinear, *given: Any) -> Tensor:
+    return whole(self, *given) * 2
+
+
+@pytest.mark.usefixtures("_kernels_on_cpu")
+@pytest.mark.parametrize(
+    ("fault", "said"), [(far, "in bfloat16 passes are far from the whole graph's"), (broken, "RuntimeError: out of")]
+)
+def test_a_kernel_that_serves_in_float32_alone_does_not_serve_in_bfloat16(
+    fault: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, asked = features(3), {"variant": "dropconnect", "passes": 5}
+    expected = samples(made("with a bias", given), given, **asked)
+    monkeypatch.setattr(CountedLinear, "__call__", in_bfloat16_alone(fault))
+    predictor = made("with a bias", given)
+    found = {each: predictor.predict(given, precision=each, **asked) for each in ("float32", "bfloat16")}  # type: ignore[arg-type] # a request's
+
+    assert found["float32"].notes == ()
+    assert found["bfloat16"].notes[0].startswith(f"0.weight, 2.weight: plain operators stand in for kernels: {said}")
+    error = samples(predictor, given, precision="bfloat16", **asked) - expected
+    assert error.norm() < 1e-2 * expected.norm()
+
+
 @pytest.mark.usefixtures("_kernels_on_cpu")
 @pytest.mark.parametrize(
     ("fault", "said", "precision"),
@@ -133,8 +163,27 @@ def test_a_kernel_that_is_wrong_or_fails_never_serves(
     error = (found.outputs["output"]["samples"] - expected).norm() / expected.norm()
     assert error < (1e-2 if precision == "bfloat16" else 1e-5)
     (note,) = [note for note in found.notes if "kernels" in note]
-    assert note.startswith("0.weight, 2.weight: plain products stand in for kernels: SelfCheckFailed: ")
+    assert note.startswith("0.weight, 2.weight: plain operators stand in for kernels: SelfCheckFailed: ")
     assert said in note
+
+
+def wrong_for_rows(self: CountedLinear, rows: int, noise: Tensor, *given: Any) -> Tensor:
+    return whole(self, rows, noise, *given) * (1.001 if noise.shape[-2] > 1 else 1)
+
+
+@pytest.mark.usefixtures("_kernels_on_cpu")
+def test_a_kernel_that_is_wrong_for_rows_of_their_own_serves_nowhere(
+    plain: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CountedLinear, "__call__", wrong_for_rows)
+    given, asked = features(3), {"variant": "dropconnect", "passes": 5, "scope": "row"}
+    predictor = made("with a bias", given)
+
+    assert torch.equal(samples(predictor, given, **asked), plain("with a bias", given, **asked))
+    (note,) = predictor.predict(given, variant="dropconnect").notes
+    assert note == (
+        "0.weight, 2.weight: plain operators stand in for kernels: with them passes do not run folded but rows looped"
+    )
 
 
 @pytest.mark.usefixtures("_kernels_on_cpu")
@@ -144,23 +193,20 @@ def test_where_no_kernel_serves_a_layer_the_answer_says_so_once() -> None:
     found = Predictor.capture(network, (x,)).predict(x, variant="dropconnect", passes=3)
 
     assert [note for note in found.notes if "kernels" in note] == [
-        "0.weight, 2.weight: plain products stand in for kernels: they serve float32 weights of linear layers, rows on "
-        "the first axis, whose passes fold into the rows"
+        "0.weight: plain operators stand in for kernels: they serve no weights of convolutions",
+        "2.weight: plain operators stand in for kernels: passes do not fold into the rows, which the noise of 0.weight "
+        "does not meet",
     ]
 
 
 def test_without_triton_or_on_another_device_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = [("a.weight", DropConnect()), ("b", Bernoulli()), ("c.weight", DropConnectSampled())]
-    of_another = plain_notes(torch.device("mps"), drawn)
+    drawn = [("a.weight", DropConnect()), ("b", Bernoulli()), ("c.weight", DropConnectSampled()), ("d", ShakeDrop())]
+    of_another = plain_notes(torch.device("mps"), drawn, {"a.weight": "of another reason"})
     monkeypatch.setattr("service.graph.kernels.find_spec", lambda name: None)
 
-    assert of_another == (
-        "a.weight, c.weight: plain products stand in for kernels: they serve cuda, not mps",
-        "b: plain noise stands in for kernels: they serve cuda, not mps",
-    )
-    for note in plain_notes(torch.device("cuda"), drawn):
-        assert note.endswith("in for kernels: triton is not installed; pip install triton")
-    assert plain_notes(torch.device("cuda"), [("b", ShakeDrop())]) == ()
+    assert of_another == ("a.weight, b, c.weight, d: plain operators stand in for kernels: they serve cuda, not mps",)
+    (note,) = plain_notes(torch.device("cuda"), drawn, {})
+    assert note.endswith("in for kernels: triton is not installed; pip install triton")
 
 
 def test_on_the_cpu_no_kernel_is_missed() -> None:

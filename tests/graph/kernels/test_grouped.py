@@ -1,17 +1,18 @@
 """Grouped products of what passes keep: a float64 reference, the engine's passes, and when they are chosen."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from service import Predictor
 from service.graph import grouped
 from service.graph.compiled import Compiled
 from service.graph.grouped import GroupedLinear, GroupedRates
+from service.graph.precision import BFLOAT16, FLOAT32
 from service.plan import make_plan
 
 pytest.importorskip("triton", reason="kernels need Triton, which is for Linux")
@@ -58,8 +59,8 @@ def _kernels_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.graph.kernels.DEVICES", {"cpu"})
 
 
-def grouped_in(predictor: Predictor) -> list[GroupedLinear]:
-    compiled = Compiled(predictor._captured, make_plan(predictor.sites, None))
+def grouped_in(predictor: Predictor, precision: str = FLOAT32) -> list[GroupedLinear]:
+    compiled = Compiled(predictor._captured, make_plan(predictor.sites, None), precision)
     return [node.target for node in compiled._split.suffix.graph.nodes if isinstance(node.target, GroupedLinear)]
 
 
@@ -67,7 +68,7 @@ def grouped_in(predictor: Predictor) -> list[GroupedLinear]:
 @pytest.mark.parametrize("scope", ["pass", "row"])
 def test_the_engine_gives_the_passes_of_the_plain_path(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, asked = torch.randn(3, 6), {"scope": scope, "passes": 9, "quantities": ["samples"]}
-    monkeypatch.setattr("service.graph.grouped._known", {x.device: FASTER})
+    monkeypatch.setattr("service.graph.grouped._known", {(x.device, torch.float32): FASTER})
     predictor = Predictor.capture(mlp(), (x,))
     given: dict[str, Any] = asked
     found = predictor.predict(x, **given)
@@ -78,22 +79,82 @@ def test_the_engine_gives_the_passes_of_the_plain_path(scope: str, monkeypatch: 
     samples = (each.outputs["output"]["samples"] for each in (found, expected))
     torch.testing.assert_close(*samples, rtol=1e-5, atol=2e-6)
     assert [(each.pays, each.following is not None) for each in grouped_in(predictor)] == [(True, True), (True, False)]
+    said = "2, 5: whole products stand in for grouped ones: rows keep units of their own"
+    assert [note for note in found.notes if "grouped" in note] == ([said] if scope == "row" else [])
 
 
 @pytest.mark.usefixtures("_kernels_on_cpu")
+@pytest.mark.parametrize("scope", ["pass", "row"])
+def test_products_in_bfloat16_are_grouped_too(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, asked = torch.randn(3, 6), {"scope": scope, "passes": 9, "quantities": ["samples"]}
+    rates = dict.fromkeys(((x.device, torch.float32), (x.device, torch.bfloat16)), FASTER)
+    monkeypatch.setattr("service.graph.grouped._known", rates)
+    predictor, given = Predictor.capture(mlp(), (x,)), cast(dict[str, Any], asked)
+    wide, found = (predictor.predict(x, precision=each, **given) for each in (FLOAT32, BFLOAT16))
+    with monkeypatch.context() as patch:
+        patch.setattr("service.graph.compiled.group_products", lambda split: split)
+        whole = Predictor.capture(mlp(), (x,)).predict(x, precision=BFLOAT16, **given)
+
+    expected, *samples = (each.outputs["output"]["samples"] for each in (wide, found, whole))
+    errors = [(each - expected).norm() / expected.norm() for each in samples]
+    assert errors[0] < min(1e-2, 1.5 * errors[1])
+    told = [(each.pays, each.following is not None) for each in grouped_in(predictor, BFLOAT16)]
+    assert told == [(True, True), (True, False)]
+
+
+class ReadTwice(nn.Module):
+    """Dropped units that a linear layer takes, and that are an output themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.second = nn.Linear(6, 40), nn.Dropout(0.5), nn.Linear(40, 20)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        dropped = self.drop(self.first(x).relu())
+        return self.second(dropped), dropped
+
+
+@pytest.mark.usefixtures("_kernels_on_cpu")
+@pytest.mark.parametrize("precision", [FLOAT32, BFLOAT16])
+def test_a_value_that_something_else_reads_is_left_whole(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(3, 6)
+    rates = dict.fromkeys(((x.device, torch.float32), (x.device, torch.bfloat16)), FASTER)
+    monkeypatch.setattr("service.graph.grouped._known", rates)
+    predictor = Predictor.capture(ReadTwice().eval(), (x,))
+    wide, found = (predictor.predict(x, precision=each, passes=5) for each in (FLOAT32, precision))
+
+    assert grouped_in(predictor, precision) == []
+    for name, output in wide.outputs.items():
+        assert (found.outputs[name]["mean"] - output["mean"]).norm() < 1e-2 * output["mean"].norm()
+
+
+@pytest.mark.usefixtures("_kernels_on_cpu")
+@pytest.mark.parametrize("scope", ["pass", "row"])
+def test_where_grouped_products_fail_the_answer_says_so_once(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(3, 6)
+    rates = {(x.device, torch.float32): GroupedRates(1.0, 0.0, "RuntimeError: no room")}
+    monkeypatch.setattr("service.graph.grouped._known", rates)
+    found = Predictor.capture(mlp(), (x,)).predict(x, scope=scope, passes=3)
+
+    assert found.notes == ("2, 5: whole products stand in for grouped ones: RuntimeError: no room",)
+
+
+@pytest.mark.usefixtures("_kernels_on_cpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("fault", "serves"), [(None, True), ("wrong", False), ("broken", False)])
 def test_a_device_is_measured_and_a_kernel_that_is_wrong_or_fails_never_pays(
-    fault: str | None, serves: bool, monkeypatch: pytest.MonkeyPatch
+    fault: str | None, serves: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def faulty(*given: Any) -> torch.Tensor:
         if fault == "broken":
             raise RuntimeError("out of resource")
-        return grouped_product(*given) * (1.001 if fault else 1)
+        return grouped_product(*given) * (1.05 if fault else 1)
 
     monkeypatch.setattr("service.graph.kernels.grouped.grouped_product", faulty)
     monkeypatch.setattr("service.graph.grouped._known", {})
-    rates = grouped.measured_on(torch.device("cpu"))
+    rates = grouped.measured_on(torch.device("cpu"), dtype)
 
     assert (rates.grouped > 0) is serves
     assert rates.pays(1e-12) is serves
+    assert (rates.fault is None) is serves
     assert not rates.pays(1e12)
