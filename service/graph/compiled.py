@@ -105,9 +105,8 @@ class Compiled:
             return None
         if self._wide is not None and self._wide._fault:
             return self._wide._fault
-        scopes = (False,) if couples_rows(self._captured) else (False, True)
         try:
-            for per_row in scopes:
+            for per_row in (False,) if couples_rows(self._captured) else (False, True):
                 if (mode := self.mode(per_row)) is not Mode.FOLDED:
                     return f"with them passes do not run folded but {mode}"
                 if self._wide is not None and not self._is_near_the_whole(per_row):
