@@ -139,7 +139,7 @@ class Compiled:
     def _whole_products(self, per_row: bool) -> tuple[str, ...]:
         """Say where whole products stand in for grouped ones in a scope, and why."""
         sites = {noise.placeholder: noise.site for noise in self._fast.noises}
-        reasons = {sites[noise]: why for noise, why in run_whole(self._split, per_row).items()}
+        reasons = {sites[noise]: why for noise, why in run_whole(self._vectorised, per_row).items()}
         return once("whole products stand in for grouped ones", reasons)
 
     def _write(self, plan: Mapping[str, Variant], form: Form | None) -> Rewritten:

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from service.dropout.variant import ActivationVariant
+from service.graph.channelwise import is_channelwise, product_axes
 from service.graph.kernels import fault_of
 from service.graph.kernels.counted_sites import CountedApply
 from service.graph.nodes import node_operand
@@ -165,7 +166,22 @@ def run_whole(split: Split, per_row: bool) -> dict[str, str]:
     for node in split.suffix.graph.nodes:
         if isinstance(node.target, GroupedLinear) and (why := node.target.refusal(per_row)):
             found[str(node_operand(node, 1).target)] = why
+        elif site := _convolved(node):
+            found[str(node_operand(site, 1).target)] = "no kernel groups convolutions"
     return found
+
+
+def _convolved(node: fx.Node) -> fx.Node | None:
+    """Return the counted site that drops channels which a convolution takes; None for any other node."""
+    axes = product_axes(node)
+    x = node if axes is None or axes == 1 else node_operand(node)
+    while x is not node and not _drops_channels(x.target):
+        x = node_operand(x) if x.op == "call_function" and is_channelwise(x, axes or 0) else node
+    return None if x is node else x
+
+
+def _drops_channels(apply: object) -> bool:
+    return isinstance(apply, CountedApply) and _drops(apply) and getattr(apply.variant, "per_channel", False)
 
 
 def _only_reader(node: fx.Node) -> fx.Node | None:

@@ -140,6 +140,18 @@ def test_where_grouped_products_fail_the_answer_says_so_once(scope: str, monkeyp
 
 
 @pytest.mark.usefixtures("_kernels_on_cpu")
+@pytest.mark.parametrize("scope", ["pass", "row"])
+def test_convolutions_of_dropped_channels_run_whole_and_the_answer_says_so_once(scope: str) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    layers = [nn.Conv2d(3, 4, 3), nn.Dropout2d(0.5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 2, 3)]
+    others = [nn.Dropout(0.5), nn.Conv2d(2, 2, 1), nn.Flatten(), nn.Linear(2, 2)]  # units, of which none is a channel
+    found = Predictor.capture(nn.Sequential(*layers, *others).eval(), (x,)).predict(x, scope=scope, passes=3)
+
+    said = "1: whole products stand in for grouped ones: no kernel groups convolutions"
+    assert [note for note in found.notes if "grouped" in note] == [said]
+
+
+@pytest.mark.usefixtures("_kernels_on_cpu")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("fault", "serves"), [(None, True), ("wrong", False), ("broken", False)])
 def test_a_device_is_measured_and_a_kernel_that_is_wrong_or_fails_never_pays(
