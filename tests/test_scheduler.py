@@ -234,6 +234,18 @@ def test_what_follows_a_run_may_fail_and_strands_nobody(bench: Bench, make: Call
     assert [scheduler.submit(Task(name), 0.1).future.result(SOON_S) for name in "ab"] == ["a", "b"]
 
 
+def end_among_short_ones(scheduler: Scheduler[str], long: Job[str]) -> None:
+    """Wait for a job while there is always one that is shorter."""
+    end = time.monotonic() + SOON_S
+    waiting: list[Job[str]] = []
+    while not long.future.done():
+        assert time.monotonic() < end
+        waiting = [job for job in waiting if not job.future.done()]
+        while len(waiting) < 4:
+            waiting.append(scheduler.submit(Task("short", None), 0.001))
+        time.sleep(0.001)
+
+
 def test_short_ones_that_keep_coming_do_not_starve_a_long_one(
     bench: Bench, make: Callable[..., Scheduler[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,14 +253,7 @@ def test_short_ones_that_keep_coming_do_not_starve_a_long_one(
     scheduler, bench.step_s = make(), 0.005
     bench.go.set()
     long = scheduler.submit(Task("long", None, steps=4), 100.0)
-    end = time.monotonic() + SOON_S
-    waiting: list[Job[str]] = []
-    while not long.future.done():
-        assert time.monotonic() < end
-        waiting = [job for job in waiting if not job.future.done()]
-        while len(waiting) < 4:  # there is always one that is shorter
-            waiting.append(scheduler.submit(Task("short", None), 0.001))
-        time.sleep(0.001)
+    end_among_short_ones(scheduler, long)
 
     assert long.future.result() == "long"
 
@@ -258,15 +263,8 @@ def test_a_long_one_has_its_share_while_short_ones_keep_coming(
 ) -> None:
     scheduler, bench.step_s = make(), 0.005
     bench.go.set()
-    long = scheduler.submit(Task("long", None, steps=40), 100.0)
-    end = time.monotonic() + SOON_S
-    waiting: list[Job[str]] = []
-    while not long.future.done():
-        assert time.monotonic() < end  # a step a second would take 40 s
-        waiting = [job for job in waiting if not job.future.done()]
-        while len(waiting) < 4:
-            waiting.append(scheduler.submit(Task("short", None), 0.001))
-        time.sleep(0.001)
+    long = scheduler.submit(Task("long", None, steps=40), 100.0)  # a step a second would take 40 s
+    end_among_short_ones(scheduler, long)
 
     steps = bench.told[: bench.told.index("long 39")]
     assert len(steps) > 4 * 40  # and the short ones have most of the time
