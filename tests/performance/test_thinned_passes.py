@@ -12,11 +12,11 @@ from service.graph.drawing import Draw
 from service.graph.passes import RUNNERS, Mode
 from service.plan import make_plan
 
-ROWS, WIDTH, PASSES = 512, 1024, 4
+ROWS, WIDTH, PASSES = 1024, 1024, 4
 
 
-def test_many_rows_of_wide_layers_take_less_than_two_thirds_of_masked_passes() -> None:
-    """A quarter of the operations; the bound leaves room for gathering where products are fast."""
+def test_many_rows_of_wide_layers_take_less_than_half_of_masked_passes() -> None:
+    """A quarter of the operations; the bound leaves room for gathering and for a busy machine."""
     layers: list[nn.Module] = []
     for inside in (64, WIDTH, WIDTH):
         layers += [nn.Linear(inside, WIDTH), nn.ReLU(), nn.Dropout(0.5)]
@@ -44,4 +44,4 @@ def test_many_rows_of_wide_layers_take_less_than_two_thirds_of_masked_passes() -
         ]
     thin_s, masked_s = min(a for a, _ in times[1:]), min(b for _, b in times[1:])
     print(f"\n{PASSES} passes of {ROWS} rows: thinned {thin_s * 1e3:.0f} ms, masked {masked_s * 1e3:.0f} ms")
-    assert thin_s < masked_s * 2 / 3
+    assert thin_s < masked_s / 2
