@@ -28,7 +28,7 @@ pytestmark = [
 ]
 GRACE_S = 30
 ACCEPTED_S = 3  # how long the request takes that is under way when the stop comes
-LIMIT_BYTES = 700 << 20  # beside the base image
+LIMIT_BYTES = 700 << 20  # beside the base image; torch and Arrow take 500 of them
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ print([module for module in ("pip", "setuptools", "wheel", "pytest") if importli
 
 def test_it_scores_a_table_as_outside(container: Container) -> None:
     script = """
-import json, subprocess, sys
+import json, subprocess
 import pyarrow.fs, pyarrow.parquet
 command = "thinnet score /models/diabetes/example.csv --output /tmp/scored.parquet --model /models/diabetes"
 subprocess.run([*command.split(), "--passes", "50", "--seed", "3", "--quiet"], check=True)
@@ -153,7 +153,7 @@ print(json.dumps(pyarrow.parquet.read_table("/tmp/scored.parquet").to_pydict()))
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     with (ROOT / "models" / "diabetes" / "example.csv").open() as table:
-        rows = [[float(each[name]) for name in each if name != "id"] for each in csv.DictReader(table)]
+        rows = [[float(value) for value in each.values()] for each in csv.DictReader(table)]
     mine = Predictor.load(ROOT / "models" / "diabetes").predict(rows, passes=50, seed=3)
     assert told["mean"] == pytest.approx(mine.mean.flatten().tolist(), rel=1e-4)
     assert told["variance"] == pytest.approx(mine.variance.flatten().tolist(), rel=1e-3)
@@ -176,8 +176,9 @@ print(sum("stale" in line for line in os.popen(f"{sys.executable} -v -c 'import 
 def test_it_is_small(container: Container) -> None:
     sizes = {place: _size_bytes(container.root / "opt" / place) for place in ("thinnet", "bytecode", "service")}
     sizes["models"] = _size_bytes(container.root / "models")
-    print({place: f"{size / 1e6:.1f} MB" for place, size in sizes.items()})
-    assert sum(sizes.values()) < LIMIT_BYTES
+    total = sum(sizes.values())
+    print(f"{total / 1e6:.0f} MB:", {place: f"{size / 1e6:.1f} MB" for place, size in sizes.items()})
+    assert total < LIMIT_BYTES
 
 
 def _size_bytes(folder: Path) -> int:
