@@ -17,7 +17,9 @@ _APART = -1  # a priority whose streams are none of those that graphs are captur
 
 def sent(x: Tensor, device: torch.device) -> Tensor:
     """Return a tensor on a device; from the CPU to a GPU it is there for all that is launched from now on."""
-    if x.device.type != "cpu" or device.type != "cuda" or not torch.cuda.is_available():
+    if x.is_cpu and device.type == "cpu":
+        return x
+    if not x.is_cpu or device.type != "cuda" or not torch.cuda.is_available():
         return x.to(device)
     computing, sending = torch.cuda.current_stream(device), _stream(device, "sending")
     with torch.cuda.stream(sending):

@@ -169,3 +169,26 @@ def test_the_callers_tensor_is_untouched() -> None:
     read(x, Input("x", shape=(3,), mean=(1.0,), std=(2.0,)))
 
     assert torch.equal(x, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64", "float64", "float32", "float16"])
+def test_a_small_array_is_read_as_torch_reads_it(dtype: str) -> None:
+    values = np.array([[0, 3], [60000, 7]], dtype=dtype)
+    (read,) = read_rows([Input("x", shape=(2,))], values, CPU)
+    assert read.dtype == torch.float32
+    assert torch.equal(read, torch.from_numpy(values.astype(np.float32)))
+    values[:] = 0
+    assert read[0, 1] == 3, "the caller's array goes its own ways"
+
+
+def test_the_extremes_of_float32_fit_and_what_is_past_them_is_refused() -> None:
+    most = np.finfo(np.float32).max
+    (read,) = read_rows([Input("x", shape=(2,))], np.array([[most, -most]], dtype=np.float64), CPU)
+    assert read.tolist() == [[most, -most]]
+    with pytest.raises(InvalidInput, match="as float32"):
+        read_rows([Input("x", shape=(2,))], np.array([[0.0, -2 * float(most)]]), CPU)
+
+
+def test_the_least_whole_number_is_no_fault() -> None:
+    (read,) = read_rows([Input("x", shape=(1,))], np.array([[-(1 << 63)]]), CPU)
+    assert read.item() == -float(1 << 63)

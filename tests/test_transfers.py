@@ -18,7 +18,8 @@ class Value:
     """A tensor that notes what is done with it, and in which stream."""
 
     def __init__(self, streams: "Streams", device: torch.device = GPU) -> None:
-        self.streams, self.device, self.is_cuda = streams, device, device.type == "cuda"
+        self.streams, self.device = streams, device
+        self.is_cuda, self.is_cpu = device.type == "cuda", device.type == "cpu"
 
     def __getattr__(self, name: str) -> Callable[..., "Value"]:
         def done(*given: Any, **named: Any) -> Value:
@@ -127,7 +128,13 @@ def test_what_is_sent_is_copied_apart_and_there_for_all_that_is_computed_next(st
     ]
 
 
-@pytest.mark.parametrize(("at", "to"), [(CPU, CPU), (GPU, GPU), (GPU, CPU)])
+def test_what_is_on_the_cpu_and_stays_there_is_not_touched(streams: Streams) -> None:
+    x = Value(streams, CPU)
+    assert sent(x, CPU) is x  # type: ignore[arg-type,comparison-overlap] # a stand-in
+    assert not streams.did
+
+
+@pytest.mark.parametrize(("at", "to"), [(GPU, GPU), (GPU, CPU)])
 def test_what_is_there_or_goes_elsewhere_is_not_pinned(streams: Streams, at: torch.device, to: torch.device) -> None:
     sent(Value(streams, at), to)  # type: ignore[arg-type] # a stand-in
     assert streams.did == [("computing", "to", to)]

@@ -17,7 +17,8 @@ from starlette.types import Receive
 from service.api.alarms import Alarm, Alarms
 from service.job import Job
 
-_WATCH_S = 0.02  # of what costs less, nobody is missed who leaves sooner; to look out for that takes a while itself
+_CHEAP_S = 0.02  # of what costs less, nobody is missed who leaves within
+_WATCH_S = 0.1  # since to look out for that takes a while itself
 _Result = TypeVar("_Result")
 
 
@@ -102,7 +103,7 @@ class _Watch(Generic[_Result]):
         self._left: asyncio.Future[Any] | None = None
         self._ends = ended.get_loop().time() + timeout_s
         self._timer: Alarm | asyncio.TimerHandle
-        if job.cost_s > _WATCH_S or timeout_s < _WATCH_S:
+        if job.cost_s > _CHEAP_S or timeout_s < _WATCH_S:
             self._begin()
         else:
             self._timer = alarms.set(self._begin)

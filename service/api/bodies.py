@@ -74,12 +74,13 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
         BadRequest: It cannot be unpacked.
         Overloaded: All requests at once would hold too much.
     """
-    hold: Hold = request.state.hold
-    declared = request.headers.get("content-length", "")
+    hold: Hold = request.scope["state"]["hold"]
+    told = dict(request.scope["headers"])  # of a name that is there twice the last one
+    declared = told.get(b"content-length", b"")
     if declared.isdigit() and int(declared) > limit_bytes:
-        raise TooLarge(_too_large(f"the body has {declared} bytes", limit_bytes))
+        raise TooLarge(_too_large(f"the body has {declared.decode()} bytes", limit_bytes))
     body = await _whole(request.receive, limit_bytes, hold)
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    encoding = told.get(b"content-encoding", b"").decode("latin-1").strip().lower()
     return body if encoding in ("identity", "") else await _unpack(body, encoding, limit_bytes, hold)
 
 

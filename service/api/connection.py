@@ -29,6 +29,7 @@ _STATUS = {
 }
 _AT_ONCE = struct.pack("ii", 1, 0)  # close without sending what is left
 _READ_BYTES = 256 * 1024  # what asyncio reads at once
+_SMALL_BYTES = 64 * 1024  # that are copied sooner than they are sent apart
 
 
 def connection_options(settings: Settings) -> dict[str, Any]:
@@ -50,6 +51,7 @@ class LimitedConnection(Connection):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """Take a connection on, where there is room."""
         super().connection_made(transport)
+        self._joined = _Joined(transport, self.loop)
         if len(self.connections) > self.settings.max_connections:
             self._refuse(429, "there are as many connections as are taken on at once; ask again soon")
         else:
@@ -93,6 +95,12 @@ class LimitedConnection(Connection):
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP."""
         self._refuse(400, "this is no whole request of HTTP/1.1; correct its request line, headers or chunks")
+
+    def on_headers_complete(self) -> None:
+        """Begin a request, whose answer is written in one piece; of httptools."""
+        super().on_headers_complete()  # type: ignore[misc] # of httptools
+        if self.cycle is not None:
+            self.cycle.transport = self._joined  # type: ignore[assignment] # as far as it is used
 
     def on_message_begin(self) -> None:
         """Count anew; httptools calls this and the next two, and bounds none of what it is given."""
@@ -190,3 +198,39 @@ class LimitedConnection(Connection):
     def _close(self) -> None:
         self.transport.close()
         self._watch()
+
+
+class _Joined:
+    """A transport on which an answer's head waits for its body, for as long as this turn of the loop lasts.
+
+    Args:
+        transport: What is written to.
+        loop: Whose turns they are.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._waiting = b""
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Write what waits and this, or let it wait."""
+        if not self._waiting and len(data) <= _SMALL_BYTES:
+            self._waiting = data
+            self._loop.call_soon(self._flush)
+        elif len(data) <= _SMALL_BYTES:
+            waiting, self._waiting = self._waiting, b""
+            self._transport.write(waiting + data)
+        else:
+            self._flush()
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Close once all is written."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._waiting and not self._transport.is_closing():
+            self._transport.write(self._waiting)
+        self._waiting = b""

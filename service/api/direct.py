@@ -13,6 +13,8 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.api.guard import route_path
+
 
 class Direct(APIRoute):
     """A route of an asynchronous endpoint that returns a response.
@@ -45,14 +47,24 @@ class Express:
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
         self._app = app
-        self._routes = [route for route in routes if isinstance(route, Direct) and "POST" in (route.methods or ())]
+        taken = [route for route in routes if isinstance(route, Direct) and "POST" in (route.methods or ())]
+        self._named = {route.path: route for route in taken if not route.param_convertors}
+        self._patterns = [route for route in taken if route.param_convertors]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one exchange."""
-        for route in self._routes if scope["type"] == "http" else ():
+        route = self._find(scope) if scope["type"] == "http" and scope["method"] == "POST" else None
+        await (route.app if route else self._app)(scope, receive, send)
+
+    def _find(self, scope: Scope) -> Direct | None:
+        """Return the route that takes a request, and tell the scope of it as the application would."""
+        named = self._named.get(route_path(scope))
+        if named:
+            scope["route"], scope["endpoint"], scope["path_params"] = named, named.endpoint, {}
+            return named
+        for route in self._patterns:
             match, found = route.matches(scope)
             if match is Match.FULL:
                 scope.update(found)
-                await route.app(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+                return route
+        return None

@@ -41,8 +41,8 @@ _REASONS = {
 
 def tell(request: Request, model: str, prediction: Prediction) -> None:
     """Note what metrics and log tell of a request's prediction."""
-    rows = len(next(iter(next(iter(prediction.outputs.values())).values())))
-    request.state.model, request.state.rows, request.state.passes = model, rows, prediction.passes
+    state, (found, *_) = request.state, prediction.outputs.values()
+    state.model, state.rows, state.passes = model, found["mean"].shape[0], prediction.passes
     request.app.state.metrics.predicted(model, prediction)
 
 

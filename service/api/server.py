@@ -156,6 +156,7 @@ def _config(settings: Settings) -> uvicorn.Config:
         log_level="warning",
         log_config=None,
         access_log=False,
+        proxy_headers=settings.telemetry,  # which alone tells whose request it is
         loop="asyncio",  # measured beside uvloop, which does not answer more here
         backlog=1,
         **connection_options(settings),
