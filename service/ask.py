@@ -4,7 +4,7 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from service.datasheet import MAX_PASSES, MIN_PASSES
 from service.errors import BadRequest, InvalidQuantity
@@ -84,8 +84,7 @@ class Ask:
         return range(start, start + count) if self.per_row else None
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """What a caller said, whole; None takes the model's own. `Predictor.predict` tells what each means."""
 
     passes: int | None = None

@@ -1,7 +1,5 @@
 """What is made once for each kind of question: equal kinds share it, others never do."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
@@ -23,7 +21,7 @@ def test_a_kind_is_prepared_once_whatever_the_seed_and_the_rows_offset(predictor
     assert predictor.found(asked) is None
     first = predictor.prepared(asked)
     assert predictor.found(asked) is predictor.prepared(asked)
-    assert predictor.prepared(replace(asked, seed=2, row_offset=7)) is first
+    assert predictor.prepared(asked._replace(seed=2, row_offset=7)) is first
 
 
 @pytest.mark.parametrize(
@@ -44,7 +42,7 @@ def test_a_kind_is_prepared_once_whatever_the_seed_and_the_rows_offset(predictor
 )
 def test_other_kinds_share_nothing(predictor: Predictor, other: dict[str, object]) -> None:
     asked = Asked(passes=20)
-    assert predictor.prepared(replace(asked, **other)) is not predictor.prepared(asked)
+    assert predictor.prepared(asked._replace(**other)) is not predictor.prepared(asked)
 
 
 def test_a_prepared_kind_lets_no_equal_value_of_another_type_through(predictor: Predictor) -> None:

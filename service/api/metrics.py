@@ -8,8 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import count
-from math import inf, isfinite, sqrt
+from math import inf, isfinite
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -19,17 +18,15 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from service.api.tallies import Many, Tallies
+from service.api.uncertainty import Uncertainty
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from service.prediction import Prediction
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 OTHER = "other"
 _MOST_REASONS = 48
 _REASON = re.compile(r"[a-z][a-z0-9_]{0,39}")
-_SAMPLED = 4  # values of a quantity that one prediction adds: a histogram needs no more, and each costs a microsecond
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _NATS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 8)
 _RATIOS = (0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10)
@@ -103,7 +100,11 @@ FIGURES: Mapping[str, Figure] = MappingProxyType(
         ),
     }
 )
-_ENTROPIES = (("entropy", "thinnet_entropy_nats"), ("mutual_information", "thinnet_mutual_information_nats"))
+_OF_QUANTITY = {
+    "entropy": "thinnet_entropy_nats",
+    "mutual_information": "thinnet_mutual_information_nats",
+    "relative_deviation": "thinnet_relative_deviation",
+}
 
 
 class Metrics:
@@ -122,7 +123,7 @@ class Metrics:
         self._tallies = Tallies()
         self._reasons: set[str] = set()
         self._models: set[tuple[str, str]] = set()
-        self._turn = count()
+        self._uncertainty = Uncertainty()
 
     def request(self, route: str, status: int, reason: str, seconds: float) -> None:
         """Count a request that was answered.
@@ -162,16 +163,9 @@ class Metrics:
         self._add("thinnet_rejected_total", 1, self._bounded(reason))
 
     def predicted(self, model: str, prediction: "Prediction") -> None:
-        """Add a few values of a prediction's uncertainty to the model's histograms."""
-        turn = next(self._turn)
-        for output, found in prediction.outputs.items():
-            if "entropy" in found:
-                for quantity, name in _ENTROPIES:
-                    self._observe(name, _few(found[quantity], turn), model, output)
-            else:
-                pairs = zip(_few(found["mean"], turn), _few(found["variance"], turn), strict=True)
-                ratios = [sqrt(variance) / abs(mean) for mean, variance in pairs if mean and variance >= 0]
-                self._observe("thinnet_relative_deviation", ratios, model, output)
+        """Add a few values of a prediction's uncertainty to the model's histograms, with what is added next."""
+        if self._uncertainty.note(model, prediction):
+            self.add()
 
     def gauge(self, name: str, value: float, *labels: str) -> None:
         """Set a gauge."""
@@ -190,6 +184,8 @@ class Metrics:
 
     def add(self) -> None:
         """Add what was counted lately, so that it is seen from other processes too."""
+        for quantity, values, model, output in self._uncertainty.taken():
+            self._observe(_OF_QUANTITY[quantity], values, model, output)
         self._tallies.add()
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
@@ -244,12 +240,3 @@ def forget_dead(folder: Path) -> None:
         pid = place.stem.rpartition("_")[2]
         if not Path("/proc", pid).exists():
             mark_process_dead(int(pid), str(folder))  # type: ignore[no-untyped-call] # it ships without types
-
-
-def _few(values: "Tensor", turn: int) -> list[float]:
-    """Return a few values, evenly apart, others at each turn so that every column has its share."""
-    flat = values.numpy().ravel()
-    if (step := -(-len(flat) // _SAMPLED)) > 1:
-        flat = flat[turn % step :: step]
-    few: list[float] = flat.tolist()
-    return few
