@@ -27,7 +27,7 @@ _log = logging.getLogger("thinnet")
 _AGE_S = 1.0  # the longest that an order of magnitude waits for a step, or
 _AGE_STEPS = 8.0  # so many times as long as its last one: of a thread that is never free it has a ninth at least
 _LOOK_S = 0.02
-_LITTLE_S, _ALL_LITTLE_S = 1e-3, 1e-2  # a job, and all together, that cost no more than to wake a thread and be woken
+_LITTLE_S, _ALL_LITTLE_S = 3e-3, 1e-2  # a job, and all together, that hold the loop up as a woken thread does
 _LEAST_WAIT_S = 1.0
 _MOST_PENDING = 2  # runs whose results are on their way: one is computed, one is next
 
