@@ -85,7 +85,7 @@ class Question:
         """Return a note for each output with rows that did not reach the tolerance, where there is one."""
         if self.tolerance is None:
             return ()
-        pairs = zip(self.run.outputs, self.run.reached_by_noise(), strict=True)
+        pairs = zip(self.run.outputs, self.run.reached_by_noise, strict=True)
         noisy = {output.name: answers[output.name] for output, reached in pairs if reached}
         return unsettled_rows(noisy, self.tolerance)
 

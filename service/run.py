@@ -7,7 +7,7 @@ does not know who asked or what else is running.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from typing import Any, NoReturn
 
@@ -144,9 +144,11 @@ class Run:
                     return  # nobody waits any more
                 at += size
 
-    def reached_by_noise(self) -> list[bool]:
-        """Tell for each output whether passes differ."""
-        return [any(self.compiled.stochastic[index :: len(self.outputs)]) for index in range(len(self.outputs))]
+    @cached_property
+    def reached_by_noise(self) -> tuple[bool, ...]:
+        """Whether passes differ in each output."""
+        count = len(self.outputs)
+        return tuple(any(self.compiled.stochastic[index::count]) for index in range(count))
 
     def by_output(
         self, values: tuple[Any, ...], shapes: Sequence[tuple[int, ...]], draw: Draw
@@ -178,7 +180,7 @@ class Run:
         statistics: list[Statistics] = [kind(*each) for each in zip(self.outputs, part.wanted, strict=True)]
         passes = MIN_PASSES if is_fixed else part.ask.passes  # equal ones, as many as a variance needs
         tolerance = None if is_fixed else part.ask.tolerance
-        rule = Rule(passes, tolerance, tuple(self.reached_by_noise()), self.couples_rows)
+        rule = Rule(passes, tolerance, self.reached_by_noise, self.couples_rows)
         off = self._deterministic(part, rows_of(parts))
         return Group(rule, statistics, off, [each.rows for each in parts], [each.is_wanted for each in parts])
 
@@ -253,7 +255,7 @@ class _Block:
     @property
     def spare(self) -> int:
         """How many rows run that nobody asked for."""
-        return len(self.tensors[0]) - sum(group.rows for group in self.groups)
+        return self.tensors[0].shape[0] - sum(group.rows for group in self.groups)
 
     def _next_passes(self, first: int) -> int:
         """Return how many passes run next."""
@@ -311,8 +313,9 @@ class _Block:
 
     def _filled(self, x: Tensor) -> Tensor:
         """Return a tensor of the rows that are asked for [B, …] with the spare ones behind them."""
-        rows = self.run.rows_for(len(x), self.footprint)
-        return with_rows(x, rows) if rows > len(x) else x
+        own = x.shape[0]
+        rows = self.run.rows_for(own, self.footprint)
+        return with_rows(x, rows) if rows > own else x
 
 
 def _are_ready(receipts: Sequence[Receipt]) -> bool:

@@ -230,12 +230,12 @@ def test_a_step_of_passes_is_as_long_as_it_may_be() -> None:
     asked.serve("", Step(100, 0.002))
     took, steps = [], together([asked])
     while True:
-        began = time.perf_counter()
+        began = time.thread_time()  # of this thread alone: others may be busy
         try:
             next(steps)
         except StopIteration:
             break
-        took.append(time.perf_counter() - began)
+        took.append(time.thread_time() - began)
 
     assert len(took) > 5
     assert sorted(took)[len(took) // 2] < 0.01

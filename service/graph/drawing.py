@@ -17,7 +17,7 @@ from service.dropout import Stream
 from service.graph.rewrite import NoiseInput
 from service.graph.shapes import Symbols
 
-_STORE_BYTES = 32 << 20
+_STORE_BYTES = 16 << 20
 _ENTRY_BYTES = 1 << 10  # of a key and a tensor, whatever is in it
 
 
