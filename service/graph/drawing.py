@@ -4,6 +4,7 @@ In scope `pass` noise depends on neither rows nor inputs. Requests that name no 
 that was drawn before. What was drawn is never written to.
 """
 
+import mmap
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from service.graph.shapes import Symbols
 
 _STORE_BYTES = 16 << 20
 _ENTRY_BYTES = 1 << 10  # of a key and a tensor, whatever is in it
+_APART_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Store:
         """Hold the noise of some passes [S, …], in place of what it covers, unless it would take much of the room."""
         if drawn.nbytes > self._most_bytes // 4:
             return
-        until = first + len(drawn)
+        until, drawn = first + len(drawn), _apart(drawn)
         with self._lock:
             held = self._held.pop(key, [])
             others = [each for each in held if each[0] < first or each[0] + len(each[1]) > until]
@@ -75,6 +77,13 @@ class Store:
             self._bytes += _size(drawn) - sum(_size(each) for _, each in held) + sum(_size(each) for _, each in others)
             while self._bytes > self._most_bytes:
                 self._bytes -= sum(_size(each) for _, each in self._held.popitem(last=False)[1])
+
+
+def _apart(drawn: Tensor) -> Tensor:
+    """Return noise in pages of its own: among what runs take and free, what stays would keep holes from being used."""
+    if drawn.device.type != "cpu" or drawn.nbytes < _APART_BYTES:
+        return drawn
+    return torch.frombuffer(mmap.mmap(-1, drawn.nbytes), dtype=drawn.dtype).view(drawn.shape).copy_(drawn)
 
 
 def _size(drawn: Tensor) -> int:

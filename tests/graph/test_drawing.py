@@ -1,5 +1,7 @@
 """Noise that is kept for the next request: the same as drawn anew, for the same question alone, within its bytes."""
 
+import mmap
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -134,3 +136,16 @@ def test_what_would_take_most_of_the_room_is_not_held() -> None:
     store.put("large", 0, passes_of(1, 2, 3))
 
     assert store.find("large", 0, 1) is None
+
+
+def test_large_noise_is_held_in_pages_of_its_own(store: Store) -> None:
+    large, small = torch.rand(50, 1, 1000), torch.rand(2, 1, 3)
+    store.put("large", 0, large)
+    store.put("small", 0, small)
+    held = store.find("large", 0, 50)
+    assert held is not None
+    assert torch.equal(held, large)
+    assert held.data_ptr() % mmap.PAGESIZE == 0
+    found = store.find("small", 0, 2)
+    assert found is not None
+    assert found.data_ptr() == small.data_ptr()
