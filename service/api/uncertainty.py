@@ -7,6 +7,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator
 from itertools import count
 from math import sqrt
+from threading import Lock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Uncertainty:
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[str, str, tuple[str, ...], list[Tensor]]] = deque()
-        self._turn = count()
+        self._turn, self._lock = count(), Lock()
 
     def note(self, model: str, prediction: "Prediction") -> bool:
         """Keep a few values of a model's prediction, and tell whether as many wait as are kept."""
@@ -37,8 +38,9 @@ class Uncertainty:
     def taken(self) -> Iterator[tuple[str, list[float], str, str]]:
         """Take what waits: the name of each quantity, its values, model and output."""
         together: dict[tuple[str, str, tuple[str, ...]], list[list[Tensor]]] = defaultdict(list)
-        for _ in range(len(self._waiting)):
-            model, output, names, values = self._waiting.popleft()
+        with self._lock:  # two who take at once would find nothing left
+            waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        for model, output, names, values in waiting:
             together[model, output, names].append(values)
         for (model, output, names), several in together.items():
             columns = [[value for each in column for value in each.tolist()] for column in zip(*several, strict=True)]

@@ -20,7 +20,7 @@ from service.graph.shapes import Symbols
 
 _STORE_BYTES = 16 << 20
 _ENTRY_BYTES = 1 << 10  # of a key and a tensor, whatever is in it
-_APART_BYTES = 1 << 16
+_APART_BYTES = 1 << 16  # from which on a few pages more do not matter
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from math import nan
 from pathlib import Path
 from types import SimpleNamespace
@@ -316,3 +317,18 @@ def test_every_panel_and_alert_can_be_read_by_people() -> None:
         assert rule["labels"]["severity"] in ("page", "ticket")
         assert re.fullmatch(r"\d+[mh]", rule["for"])
         assert {"summary", "description"} <= set(rule["annotations"])
+
+
+def test_several_threads_may_note_and_add_at_once() -> None:
+    metrics, found = Metrics(), predicted(mean=[[1.0]], variance=[[4.0]])
+
+    def work(_: int) -> None:
+        for _ in range(300):
+            metrics.predicted("m", found)
+            metrics.add()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(8)))  # raises what a thread raised
+    metrics.add()
+    count = metrics.registry.get_sample_value("thinnet_relative_deviation_count", {"model": "m", "output": "out"})
+    assert count == 8 * 300
