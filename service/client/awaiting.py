@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from service.client.address import Address
 from service.client.asked import Asked
-from service.client.carrier import Carrier
 from service.client.described import Health, Limits, Model
 from service.client.exchange import CONCURRENCY, RETRIES, RETRY_S, Ask, Reply, Talk, checked
 from service.client.files import score_at
 from service.client.ordered import in_order
-from service.client.prediction import Prediction
 from service.client.talks import Talks
 from service.errors import ThinnetError
 
 if TYPE_CHECKING:
+    from service.client.prediction import Prediction
     from service.scoring import Summary
 
 _Result = TypeVar("_Result")
@@ -48,6 +47,8 @@ class AsyncClient:
         retries: int | None = RETRIES,
         retry_s: float = RETRY_S,
     ) -> None:
+        from service.client.carrier import Carrier  # only now: it brings the library for HTTP
+
         self._carrier = Carrier(Address.parse(url), api_key, retries, retry_s)
         self._talks = Talks(timeout_s)
         self._http, self._retry = self._carrier.awaiting()
@@ -64,7 +65,7 @@ class AsyncClient:
         """Close the connections."""
         await self._http.aclose()
 
-    async def predict(self, inputs: Any, **asked: Unpack[Asked]) -> Prediction:
+    async def predict(self, inputs: Any, **asked: Unpack[Asked]) -> "Prediction":
         """Predict some rows; see `Client.predict`."""
         return await self._hold(self._talks.predict(inputs, asked))
 
@@ -74,14 +75,14 @@ class AsyncClient:
         *,
         concurrency: int = CONCURRENCY,
         **asked: Unpack[Asked],
-    ) -> AsyncGenerator[Prediction]:
+    ) -> AsyncGenerator["Prediction"]:
         """Predict many inputs; see `Client.predict_many`."""
         work = partial(self.predict_at, asked=asked)
         async with aclosing(in_order(work, _numbered(inputs), concurrency)) as predictions:
             async for prediction in predictions:
                 yield prediction
 
-    async def predict_at(self, numbered: tuple[int, Any], asked: Asked) -> Prediction:
+    async def predict_at(self, numbered: tuple[int, Any], asked: Asked) -> "Prediction":
         """Predict one of many inputs, and say in a fault which one it was."""
         index, rows = numbered
         try:

@@ -7,6 +7,7 @@ import pytest
 
 HEAVY = ("torch", "pandas", "pyarrow", "pydantic", "fastapi", "ray", "rich", "numpy", "asyncio")
 IMPORTED = "from service.client import Client"
+BOTH = "from service.client import AsyncClient, Client"
 MADE = "from service.client import Client; Client('http://127.0.0.1:1').close()"
 
 
@@ -22,18 +23,22 @@ def _started(script: str, heavy: tuple[str, ...]) -> tuple[float, list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("script", "most_s"),
+    ("script", "most_s", "needed"),
     [
-        pytest.param(IMPORTED, 0.25, id="imported"),
-        pytest.param(MADE, 0.5, id="made"),
+        pytest.param(IMPORTED, 0.25, (), id="imported"),
+        pytest.param(BOTH, 0.25, ("asyncio",), id="both imported"),
+        pytest.param(MADE, 0.5, (), id="made"),
     ],
 )
-def test_the_client_starts_quickly_and_without_what_it_may_not_need(script: str, most_s: float) -> None:
+def test_the_client_starts_quickly_and_without_what_it_may_not_need(
+    script: str, most_s: float, needed: tuple[str, ...]
+) -> None:
     """The fastest of three in processor time, which others on the machine lengthen little; torch takes over a second.
 
     The library for HTTP comes with a client that is made, NumPy with the first rows, an event loop with `predict_many`.
     """
-    times, heavy = zip(*(_started(script, HEAVY) for _ in range(3)), strict=True)
+    unneeded = tuple(name for name in HEAVY if name not in needed)
+    times, heavy = zip(*(_started(script, unneeded) for _ in range(3)), strict=True)
     assert heavy == ([], [], [])
     assert min(times) < most_s
 
