@@ -319,6 +319,15 @@ def test_every_panel_and_alert_can_be_read_by_people() -> None:
         assert {"summary", "description"} <= set(rule["annotations"])
 
 
+@pytest.fixture
+def _threads_take_turns_often() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("_threads_take_turns_often")
 def test_several_threads_may_note_and_add_at_once() -> None:
     metrics, found = Metrics(), predicted(mean=[[1.0]], variance=[[4.0]])
 
