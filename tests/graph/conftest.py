@@ -17,8 +17,8 @@ def specimen(request: pytest.FixtureRequest) -> Specimen:
 
 @pytest.fixture(scope="module")
 def predictor(specimen: Specimen) -> Iterator[Predictor]:
-    found = captured(specimen)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("service.prepared._PLANS_KEPT", PLANS_KEPT)
-        yield found
+        patch.setattr("service.prepared._PLANS_KEPT", PLANS_KEPT)  # read when a predictor is made
+        found = captured(specimen)
+    yield found
     found._preparation.clear()
