@@ -132,10 +132,10 @@ class Group:
         for places, quantities in self._ended:
             if places is None:
                 whole = len(self._bounds) == 1
-                return quantities if whole else [_of_rows(each, slice(first, end)) for each in quantities]
+                return quantities if whole else [of_rows(each, slice(first, end)) for each in quantities]
             own = self._is_of(index, places)
             if bool(own.any()):
-                parts.append((places[own], [_of_rows(each, own) for each in quantities]))
+                parts.append((places[own], [of_rows(each, own) for each in quantities]))
         return gather(parts)
 
     def _is_of(self, index: int, places: Tensor) -> Tensor:
@@ -157,5 +157,6 @@ class Group:
         self._ended.append((places, finished))
 
 
-def _of_rows(quantities: dict[str, Tensor], rows: Tensor | slice) -> dict[str, Tensor]:
+def of_rows(quantities: dict[str, Tensor], rows: Tensor | slice) -> dict[str, Tensor]:
+    """Return the quantities of some rows."""
     return {name: values[rows] for name, values in quantities.items()}

@@ -8,13 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import accumulate, pairwise
 from math import prod
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from service.clock import Clock, Taken
+from service.ask import Ask
+from service.block import Block, TooManyRows
 from service.conditional import ConditionalAccumulator
 from service.datasheet import MIN_PASSES
 from service.errors import InvalidInput, TooLarge
@@ -22,11 +24,10 @@ from service.graph.capture import Captured
 from service.graph.compiled import Compiled
 from service.graph.drawing import Draw
 from service.graph.footprint import Footprint, fits, memory_named
-from service.graph.layout import with_rows
 from service.graph.nodes import returned, value_of
 from service.graph.precision import FLOAT32, ruled
 from service.graph.rates import cache_of, measured
-from service.group import Group, Quantities, Rule, Statistics
+from service.group import Group, Quantities, Rule, Statistics, of_rows
 from service.job import Pending, Steps
 from service.part import Part, Step, noise_rows, rows_of
 from service.quantities import Accumulator, needs_samples
@@ -110,16 +111,62 @@ class Run:
             ) from None
 
     def _steps(self, parts: Sequence[Part], footprint: Footprint, step: Step | None) -> Steps[Answers]:
+        if (at_once := self._at_once(parts, footprint, step)) is not None:
+            yield from self._answered({place: [each] for place, each in enumerate(at_once)})
+            return
         left = dict(enumerate(parts))
-        with suppress(_TooManyRows):
+        with suppress(TooManyRows):
             if len(parts) > 1:
-                for found in _Block(self, footprint, parts, step).steps():
+                for found in Block(self, footprint, parts, step).steps():
                     left = {place: part for place, part in left.items() if place not in found}
                     yield from self._answered({place: [received(each)] for place, each in found.items()})
                 return
         for place, part in left.items():
             for blocks in self._in_blocks(part, footprint, step):
                 yield from self._answered({place: blocks} if blocks else {})
+
+    def _at_once(self, parts: Sequence[Part], footprint: Footprint, step: Step | None) -> list[Receipt] | None:
+        """Run all passes of parts that end by one rule, where they are one chunk; None where they are not, or too many.
+
+        It gives what a block gives, without what a block keeps to go on.
+        """
+        first, rows = parts[0], sum(part.rows for part in parts)
+        shapes = [(rows, *each.shape[1:]) for each in first.tensors]
+        if any(each.rule != first.rule for each in parts) or not self._is_one_chunk(first.ask, shapes, footprint, step):
+            return None
+        found = list[Quantities]()
+        if not fits(lambda: found.append(self._all_passes(parts, shapes))):
+            self.allow_fewer_passes(footprint, shapes, first.ask.passes, first.ask.per_row)
+            return None
+        if len(parts) == 1:
+            return [received(found[0])]
+        bounds = pairwise(accumulate((part.rows for part in parts), initial=0))
+        return [received([of_rows(each, slice(*own)) for each in found[0]]) for own in bounds]
+
+    def _is_one_chunk(
+        self, ask: Ask, shapes: Sequence[tuple[int, ...]], footprint: Footprint, step: Step | None
+    ) -> bool:
+        """Tell whether all passes of some rows run in one step that a block would take, and none ends before."""
+        rows = shapes[0][0]
+        if ask.tolerance is not None or not any(self.compiled.stochastic):
+            return False
+        if step is not None and 2 * rows * ask.passes > step.row_passes:
+            return False
+        return (
+            ask.passes <= self.chunk(footprint, shapes, ask.per_row)
+            and rows <= footprint.rows_within(self.memory_bytes)
+            and self.rows_for(rows, footprint) == rows
+        )
+
+    def _all_passes(self, parts: Sequence[Part], shapes: Sequence[tuple[int, ...]]) -> Quantities:
+        """Return the quantities of all passes, those of one part's rows behind those of another's."""
+        part, tensors = parts[0], rows_of(parts)
+        off, statistics = self._deterministic(part, tensors), self.statistics(part)
+        draw = Draw(part.ask.seed, 0, part.ask.passes, noise_rows(parts))
+        by_output = self.by_output(self.compiled.trunk(tensors), shapes, draw)
+        for own, raw in zip(statistics, by_output, strict=True):
+            own.add(*raw)
+        return [own.finish(plain) for own, plain in zip(statistics, off, strict=True)]
 
     def _answered(self, found: Mapping[int, Sequence[Receipt]]) -> Steps[Answers]:
         """Give answers, each from its blocks of rows; while they are on their way, first that."""
@@ -136,8 +183,8 @@ class Run:
             own = part if size >= part.rows else part.block(at, size)
             for last_but_one in blocks[-2:-1]:
                 last_but_one.tensors()  # so that no more than two are ahead of whoever comes next
-            with suppress(_TooManyRows):
-                for found in _Block(self, footprint, [own], step).steps():
+            with suppress(TooManyRows):
+                for found in Block(self, footprint, [own], step).steps():
                     blocks += map(received, found.values())
                     yield blocks if found and at + size >= part.rows else ()
                 if len(blocks) == before:
@@ -173,149 +220,31 @@ class Run:
         in_cache = cache_bytes // max(1, around if alone else inside)
         return max(1, min(in_cache, footprint.passes_within(self.memory_bytes, rows, alone)))
 
+    def statistics(self, part: Part) -> list[Statistics]:
+        """Return the statistics of each output, still empty, as a part wants them."""
+        kind = ConditionalAccumulator if part.ask.integrates else Accumulator
+        return [kind(*each) for each in zip(self.outputs, part.wanted, strict=True)]
+
+    def allow_fewer_passes(
+        self, footprint: Footprint, shapes: Sequence[tuple[int, ...]], passes: int, per_row: bool
+    ) -> None:
+        """Remember that so many passes of a block of rows had no room: half of them may."""
+        alone = self.compiled.thinned_for(shapes, per_row) is not None
+        footprint.lower(footprint.of_passes(shapes[0][0], passes // 2, alone))
+
     def group(self, parts: Sequence[Part]) -> Group:
         """Return the statistics, still empty, of parts that end by the same rule."""
         part, is_fixed = parts[0], not any(self.compiled.stochastic)
-        kind = ConditionalAccumulator if part.ask.integrates else Accumulator
-        statistics: list[Statistics] = [kind(*each) for each in zip(self.outputs, part.wanted, strict=True)]
         passes = MIN_PASSES if is_fixed else part.ask.passes  # equal ones, as many as a variance needs
         tolerance = None if is_fixed else part.ask.tolerance
         rule = Rule(passes, tolerance, self.reached_by_noise, self.couples_rows)
         off = self._deterministic(part, rows_of(parts))
-        return Group(rule, statistics, off, [each.rows for each in parts], [each.is_wanted for each in parts])
+        return Group(
+            rule, self.statistics(part), off, [each.rows for each in parts], [each.is_wanted for each in parts]
+        )
 
     def _named(self, quantities: Quantities) -> Answers:
         return {output.name: own for output, own in zip(self.outputs, quantities, strict=True)}
-
-
-class _TooManyRows(Exception):
-    """The device has no room for one pass of so many rows; the footprint's ceiling now allows fewer."""
-
-
-class _Block:
-    """Rows that run together until each has had its passes.
-
-    Others may run behind them, which only make their number round: no statistics know of them. Where the device has
-    no memory, fewer passes run at once, then and for whoever asks such questions later.
-
-    Args:
-        run: The plan.
-        footprint: What it needs.
-        parts: The rows.
-        step: How much runs in a step.
-    """
-
-    def __init__(self, run: Run, footprint: Footprint, parts: Sequence[Part], step: Step | None) -> None:
-        self.run, self.footprint, self.step, self.ask = run, footprint, step, parts[0].ask
-        rules: dict[tuple[Any, ...], list[int]] = {}
-        for place, part in enumerate(parts):
-            rules.setdefault(part.rule, []).append(place)
-        ordered = [parts[place] for own in rules.values() for place in own]
-        self.tensors, self.rows = rows_of(ordered), noise_rows(ordered)
-        self.clock = Clock(self.tensors[0].device)
-        self.before: Taken | None = None
-        if not fits(lambda: self._begin(parts, list(rules.values()))):
-            self._allow_fewer_rows()
-
-    def _begin(self, parts: Sequence[Part], rules: Sequence[Sequence[int]]) -> None:
-        """Make what all passes share."""
-        self.groups = [self.run.group([parts[place] for place in own]) for own in rules]
-        self.places = dict(zip(self.groups, rules, strict=True))
-        self.tensors = tuple(map(self._filled, self.tensors))
-        self.values = self.run.compiled.trunk(self.tensors)
-
-    def steps(self) -> Iterator[dict[int, Quantities]]:
-        """Run a chunk a step; give the quantities of the parts that have had their passes, where they were computed."""
-        passes = 0
-        while self.groups:
-            passes = self._run_chunk(passes)
-            looked = [(group, group.look(passes)) for group in self.groups]
-            found: dict[int, Quantities] = {}
-            for group in (group for group, kept in looked if kept is not None):
-                found |= {self.places[group][index]: each for index, each in group.answered().items()}
-            self._go_on([kept for _, kept in looked])
-            yield found
-            self._go_on([group.leave() for group in self.groups])
-
-    def _run_chunk(self, first: int) -> int:
-        """Run the next passes and return how many have run."""
-        while True:
-            until = first + self._next_passes(first)
-            self.clock.begin()
-            if fits(partial(self._take, Draw(self.ask.seed, first, until - first, self.rows, self.spare))):
-                self.before = self.clock.end(until - first) or self.before
-                return until
-            self._allow_fewer_passes(until - first)
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """The shapes of the inputs of the rows that still run, and of the spare ones behind them."""
-        return [tuple(each.shape) for each in self.tensors]
-
-    @property
-    def spare(self) -> int:
-        """How many rows run that nobody asked for."""
-        return self.tensors[0].shape[0] - sum(group.rows for group in self.groups)
-
-    def _next_passes(self, first: int) -> int:
-        """Return how many passes run next."""
-        chunk = self.run.chunk(self.footprint, self.shapes, self.ask.per_row)
-        if self.step:
-            chunk = min(chunk, self.step.passes(self.shapes[0][0], self.before))
-        return min(chunk, *(group.stop - first for group in self.groups))
-
-    def _take(self, draw: Draw) -> None:
-        """Run passes and take them into the statistics of all groups, or of none."""
-        is_all = len(self.groups) == 1 and not self.spare
-        by_output, at, taken = self.run.by_output(self.values, self.shapes, draw), 0, []
-        for group in self.groups:
-            own = slice(at, at + group.rows)
-            chunk = by_output if is_all else [tuple(raw[:, own] for raw in each) for each in by_output]
-            taken.append(group.plus(chunk))
-            at += group.rows
-        for group, statistics in zip(self.groups, taken, strict=True):
-            group.take(statistics)
-
-    def _allow_fewer_passes(self, passes: int) -> None:
-        """Remember that so many passes had no room: half of them may."""
-        if passes == 1:
-            self._allow_fewer_rows()
-        rows, alone = self.shapes[0][0], self.run.compiled.thinned_for(self.shapes, self.ask.per_row) is not None
-        self.footprint.lower(self.footprint.of_passes(rows, passes // 2, alone))
-
-    def _allow_fewer_rows(self) -> NoReturn:
-        """Remember that one pass had no room: half of the rows may.
-
-        Raises:
-            _TooManyRows: They do not fit.
-            torch.OutOfMemoryError: Fewer cannot run.
-        """
-        rows = self.shapes[0][0]
-        if rows == 1 or self.run.couples_rows:
-            self.footprint.forget()
-            raise torch.OutOfMemoryError
-        self.footprint.lower(self.footprint.of_rows(rows // 2))
-        raise _TooManyRows
-
-    def _go_on(self, kept: Sequence[Tensor | None]) -> None:
-        """Go on with some rows of each group, named by truth values; None where all go on."""
-        if all(each is None for each in kept):
-            return
-        pairs = zip(self.groups, kept, strict=True)
-        every = [torch.ones(group.rows, dtype=torch.bool) if each is None else each for group, each in pairs]
-        self.groups = [group for group in self.groups if group.rows]
-        if self.groups:
-            left = torch.cat(every).nonzero().flatten()
-            self.rows = None if self.rows is None else [self.rows[place] for place in left.tolist()]
-            left = self._filled(left).to(self.tensors[0].device)
-            self.tensors = tuple(each[left] for each in self.tensors)
-            self.values = self.run.compiled.trunk_of_rows(self.values, self.tensors, left)
-
-    def _filled(self, x: Tensor) -> Tensor:
-        """Return a tensor of the rows that are asked for [B, …] with the spare ones behind them."""
-        own = x.shape[0]
-        rows = self.run.rows_for(own, self.footprint)
-        return with_rows(x, rows) if rows > own else x
 
 
 def _are_ready(receipts: Sequence[Receipt]) -> bool:

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from service import Predictor
 from service.ask import Asked
 from service.costs import Costs
+from service.graph.footprint import Footprint
+from service.graph.rates import assumed, measured
 from service.job import Pending
 from service.part import Step
 from service.prediction import Prediction
 from service.question import Question, finished, together
+from service.run import Run
 from service.signature import Activation, Output, Task
 from service.transfers import Receipt, received
 
@@ -71,6 +74,41 @@ def asks(plan: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
 def questions(predictor: Predictor, plan: dict[str, Any]) -> list[Question]:
     offsets = {"row_offset": 5} if plan.get("scope") == "row" else {}
     return [predictor.question(x, Asked(**plan, **own, **offsets)) for x, own in asks(plan)]
+
+
+def test_all_integrated_passes_at_once_are_to_the_bit_those_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 8), nn.ReLU(),
+                            nn.Dropout(0.4), nn.Linear(8, 3)).eval()  # fmt: skip
+    predictor = Predictor.capture(network, torch.randn(2, 4))
+    asked = Asked(passes=40, estimator="integrated", quantities=["standard_error", "variance_error"])
+    several = [predictor.question(rows(2, 1), asked), predictor.question(rows(3, 2), asked)]
+    at_once = Run._at_once(several[0].run, [each.part for each in several], footprint(several[0]), None)
+    monkeypatch.setattr(Run, "_at_once", lambda *_: None)
+    blocks = finished(together(several))
+
+    assert at_once is not None
+    for place, receipt in enumerate(at_once):
+        assert [*receipt.tensors()[0]] == [*blocks[place].outputs["output"]]
+        for name, values in receipt.tensors()[0].items():
+            torch.testing.assert_close(values, blocks[place].outputs["output"][name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "is_at_once"),
+    [({}, True), ({"tolerance": 0.2}, False), ({"memory_bytes": 1}, False), ({"passes": 10_000}, False)],
+)
+def test_passes_run_at_once_where_they_are_one_chunk_alone(change: dict[str, Any], is_at_once: bool) -> None:
+    question = classifier().question(rows(30, 1), Asked(**{"passes": 40} | change))
+    small, large = Step(30 * 40 * 2 - 1, 1.0), Step(30 * 10_000 * 2, 1.0)
+    of = functools.partial(Run._at_once, question.run, [question.part], footprint(question))
+
+    with assumed(replace(measured(), cache_bytes=1 << 20)):
+        assert (of(large) is not None) == is_at_once
+        assert of(small) is None
+
+
+def footprint(question: Question) -> Footprint:
+    return question.run.compiled.footprint(question.part.tensors, question.part.ask.per_row)
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)

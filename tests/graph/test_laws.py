@@ -12,6 +12,7 @@ from specimen import Specimen, build, capture_of, naive
 from torch import Tensor
 
 from service import Predictor
+from service.ask import Asked
 from service.dropout import BY_NAME, VARIANTS
 from service.dropout.variant import CellVariant
 from service.errors import BadRequest, InvalidPlan, NoActiveSite
@@ -19,6 +20,9 @@ from service.graph.compiled import Compiled
 from service.graph.rates import measured
 from service.graph.replayed import round_rows
 from service.plan import make_plan
+from service.prediction import Prediction
+from service.question import finished, together
+from service.run import Run
 
 NAMES = [variant.name for variant in VARIANTS if variant().fixed_passes is None]
 RATES = (0.1, 0.5)
@@ -104,6 +108,37 @@ def test_any_chunking_gives_the_same_answer(
             for mine, theirs, tight in zip(means(whole), means(one_by_one), means(tiny), strict=True):
                 torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
                 torch.testing.assert_close(mine, tight, rtol=1e-4, atol=1e-5)
+
+
+def test_all_passes_at_once_are_to_the_bit_those_of_a_block(
+    specimen: Specimen, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one question, and where rows do not meet of two that run together."""
+    inputs, bounds = specimen.inputs(5), [(0, 5)] if specimen.coupled else [(0, 2), (2, 5)]
+    at_once, taken = Run._at_once, []
+    monkeypatch.setattr(Run, "_at_once", lambda *given: taken.append(at_once(*given)) or taken[-1])
+    for plan in plans(predictor, RATES[:1]):
+        for scope in ("pass",) if specimen.coupled else ("pass", "row"):
+            asked = Asked(passes=6, scope=scope, quantities=["deterministic", "samples", "quantile_0.9"], **plan)  # type: ignore[arg-type] # a plan
+            several = [predictor.question(tuple(each[start:end] for each in inputs), asked) for start, end in bounds]
+            for questions in ([several[0]], several):
+                found = finished(together(questions))
+                assert taken.pop() is not None
+                with monkeypatch.context() as patch:
+                    patch.setattr(Run, "_at_once", lambda *_: None)
+                    of_blocks = finished(together(questions))
+                assert found.keys() == of_blocks.keys() == set(range(len(questions)))
+                for place, prediction in found.items():
+                    same(prediction, of_blocks[place])
+
+
+def same(mine: Prediction, theirs: Prediction) -> None:
+    assert replace(mine, outputs={}) == replace(theirs, outputs={})
+    assert mine.outputs.keys() == theirs.outputs.keys()
+    for name, quantities in mine.outputs.items():
+        assert quantities.keys() == theirs.outputs[name].keys()
+        for what, values in quantities.items():
+            torch.testing.assert_close(values, theirs.outputs[name][what], rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_neighbours_change_nothing(specimen: Specimen, predictor: Predictor) -> None:
