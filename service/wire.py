@@ -134,11 +134,12 @@ def is_deeper(body: bytes, limit: int) -> bool:
 
     Brackets are counted outside of strings; escapes go first, so that every quote left begins or ends one.
     """
-    if body.count(b"[") + body.count(b"{") <= limit:
-        return False
     if b"\\" in body:
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    marks = np.frombuffer(body.translate(None, _OTHERS), np.uint8)
+    only_marks = body.translate(None, _OTHERS)  # few beside the numbers, so that counting them costs nothing
+    if only_marks.count(b"[") + only_marks.count(b"{") <= limit:
+        return False
+    marks = np.frombuffer(only_marks, np.uint8)
     inside, depth = np.False_, 0
     for start in range(0, len(marks), _BLOCK_BYTES):
         block = marks[start : start + _BLOCK_BYTES]

@@ -113,7 +113,7 @@ class PoolingLayer(nn.Module):
 def maximum(x: Tensor, window: Window) -> Tensor:
     """Return the largest entry of each window [..., *lengths] → [..., *outputs]."""
     if x.requires_grad or x.device.type != "cpu":  # of equal entries, torch's own gives the first the gradient
-        return _stock_maximum(x, window)
+        return stock_maximum(x, window)
     first = x.dim() - window.dims
     geometry = zip(window.kernel, window.stride, window.padding, window.dilation, strict=True)
     for axis, (sizes, count) in enumerate(zip(geometry, window.outputs(x.shape[first:]), strict=True), start=first):
@@ -132,7 +132,8 @@ def _maximum_along(x: Tensor, axis: int, count: int, size: int, step: int, add: 
     return reduce(torch.maximum, entries)
 
 
-def _stock_maximum(x: Tensor, window: Window) -> Tensor:
+def stock_maximum(x: Tensor, window: Window) -> Tensor:
+    """Return what `maximum` does, by torch's own operator."""
     is_plain = x.dim() == window.dims + 2
     plain = x if is_plain else x.reshape(-1, 1, *x.shape[-window.dims :])
     kernel, stride, padding, dilation, ceil = window.sizes

@@ -9,7 +9,7 @@ from torch import fx
 
 from service.graph.nodes import operand, operator_name, sequence_operand
 from service.graph.precision import narrow, widen
-from service.graph.sites import pool_site
+from service.graph.sites import is_plain_pool
 
 _POOLS = {
     f"{prefix}_pool{dims}d": dims for prefix in ("max", "avg", "adaptive_avg", "adaptive_max") for dims in (1, 2, 3)
@@ -82,4 +82,4 @@ def _is_fixed(value: object) -> bool:
 
 
 def _is_plain_pool(node: fx.Node, axes: int) -> bool:
-    return node.target is pool_site and len(node.args) == 6 and len(sequence_operand(node, 1)) == axes - 1
+    return is_plain_pool(node) and len(sequence_operand(node, 1)) == axes - 1

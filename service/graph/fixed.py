@@ -16,9 +16,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from service.graph.nodes import float_operand, is_tensor, node_operand, operand, value_of
 from service.graph.products import ScaledLinear
-from service.graph.tuned import HAS_ONEDNN, linear, loosen_views, pair, suits_onednn, tune
+from service.graph.tuned import HAS_ONEDNN, IMAGES, linear, loosen_views, pair, suits_onednn, tune
 
-_IMAGES = 4  # axes of a batch of images
 _SEVERAL = 8  # images that stand for any number of them but one
 _MOST_PACKED = 16  # forms of a weight that are kept: images of several sizes may come
 aten = torch.ops.aten
@@ -172,7 +171,7 @@ class _Writer:
     def convolution(self, node: fx.Node) -> None:
         """Write a convolution with the normalisation and the rectifier that alone read it, each if there is one."""
         weight, bias = self._fixed(operand(node, 1)), self._fixed(operand(node, 2))
-        is_of_images = is_tensor(node) and value_of(node).dim() == _IMAGES
+        is_of_images = is_tensor(node) and value_of(node).dim() == IMAGES
         if weight is None or not is_of_images or (bias is None and operand(node, 2) is not None):
             return
         pairs = [pair(operand(node, index, default)) for index, default in ((4, [0]), (3, [1]), (5, [1]))]

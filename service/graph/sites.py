@@ -19,6 +19,8 @@ from service.graph.nodes import module_of, place_of, value_of
 from service.graph.program import Program
 from service.graph.shapes import BatchAxis, Dims, Symbols, find_batch, row_dims
 
+_PLAIN_POOL = 6  # arguments: a value and a geometry
+
 Trained = tuple[str, float | None, tuple[tuple[str, float], ...]]
 SITE = "site"  # node.meta key: the LocatedSite
 
@@ -99,6 +101,11 @@ def pool_site(
     trained = BY_NAME[variant](*parameters)
     assert isinstance(trained, PoolVariant)
     return trained.mean(x, window)
+
+
+def is_plain_pool(node: fx.Node) -> bool:
+    """Tell whether a node is plain max pooling: a site that is off, and was trained as nothing else."""
+    return node.target is pool_site and len(node.args) == _PLAIN_POOL
 
 
 SITES = (activation_site, paired_site, pool_site)

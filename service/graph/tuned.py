@@ -3,20 +3,26 @@
 It does not know sites or plans. For one row and a small image torch's convolution unfolds the image and takes a narrow
 matrix product, and for a value whose axes stand in another order its linear layer takes a product for each entry of the
 first axis. Both take longer than the operator that it chooses for other inputs, and many of oneDNN's products take
-less time than those that torch takes by default. None of this can be vectorised.
+less time than those that torch takes by default. Its pooling is quick where channels come last in memory, as oneDNN
+leaves them, and slow elsewhere. None of this can be vectorised.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from service.dropout.windows import Window, maximum, stock_maximum
+from service.graph.sites import is_plain_pool
+
 LEAST = 1 << 19  # multiplications of a product from which on oneDNN's call is worth what it costs
 _ROUND = (1, 3, 5, 25)  # times a power of two: numbers of rows that come again and again, and are not many
 HAS_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call] # torch's
 _PAIR = 2
+IMAGES = 4  # axes of a batch of images
+_CHANNELS, _MANY_CHANNELS, _FEW = 8, 32, 1 << 15  # measured: channels that pay, and values that are soon read
 aten = torch.ops.aten
 
 
@@ -72,6 +78,32 @@ def lstm(x: Tensor, hx: Sequence[Tensor], params: Sequence[Tensor], *others: Any
     return y.narrow(axis, 0, rows), h.narrow(1, 0, rows), c.narrow(1, 0, rows)
 
 
+class MaxPool:
+    """Plain max pooling of windows of one geometry, by whichever operators pool such a value sooner.
+
+    Args:
+        window: The geometry.
+    """
+
+    def __init__(self, window: Window) -> None:
+        self._window, self.__name__ = window, "max_pool"
+        self._skips = all(1 < step < size for step, size in zip(window.stride, window.kernel, strict=True))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Pool x [..., *lengths] to [..., *outputs]."""
+        return stock_maximum(x, self._window) if self._suits_stock(x) else maximum(x, self._window)
+
+    def _suits_stock(self, x: Tensor) -> bool:
+        """Tell whether torch's own is sooner done: where it reads several channels at once, and windows or few values.
+
+        It reads a window at a time; ours all windows at once, once for each entry of theirs.
+        """
+        if x.dim() != IMAGES or self._window.dims != _PAIR or x.shape[1] < _CHANNELS:
+            return False
+        is_last = x.is_contiguous(memory_format=torch.channels_last)
+        return is_last and (x.numel() <= _FEW or (self._skips and x.shape[1] >= _MANY_CHANNELS))
+
+
 def next_round(rows: int) -> int:
     """Return the least round number of rows that is at least as many."""
     above: int = 1 << (rows - 1).bit_length()
@@ -95,6 +127,16 @@ def tune(module: fx.GraphModule) -> None:
         _replace(module, aten.conv2d.default, convolve)
     _replace(module, aten.linear.default, linear)
     _replace(module, aten.lstm.input, lstm)
+    pools = [node for node in module.graph.nodes if is_plain_pool(node)]
+    for node in pools:
+        node.target, node.args = MaxPool(_window(node)), node.args[:1]
+    if pools:
+        module.recompile()
+
+
+def _window(node: fx.Node) -> Window:
+    _, kernel, *geometry = cast("tuple[Any, ...]", node.args)
+    return Window.of(len(kernel), kernel, *geometry)
 
 
 def loosen_views(module: fx.GraphModule) -> None:

@@ -13,10 +13,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from service import Predictor
-from service.graph import fixed
+from service.dropout.windows import Window
+from service.graph import fixed, tuned
 from service.graph.fixed import FixedConvolution, FixedLinear, fix_weights
 from service.graph.rewrite import rewrite
-from service.graph.tuned import LEAST, convolve, linear, lstm, next_round
+from service.graph.tuned import LEAST, MaxPool, convolve, linear, lstm, next_round
 from service.plan import make_plan
 
 CONVOLUTIONS = {
@@ -120,6 +121,56 @@ def test_a_graph_of_fixed_weights_is_the_plain_one(case: str, rows: int) -> None
 
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(turned, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 8, 32])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("pool", [(2, 2), (3, 2, 1), (2, 2, 1), (3, 1, 1, 2), ((3, 2), (2, 1), (1, 0), 1, False, True)])
+def test_pooling_is_torchs_in_any_order_of_memory(pool: tuple[Any, ...], order: Any, channels: int) -> None:
+    layer = nn.MaxPool2d(*pool)
+    for rows, length in ((1, 9), (4, 40)):
+        x = torch.randn(rows, channels, length, length + 1).contiguous(memory_format=order)
+        x[0, 0, 3, 3] = torch.nan
+        torch.testing.assert_close(_pool(layer)(x), layer(x), rtol=0, atol=0, equal_nan=True)
+
+
+def _pool(layer: nn.MaxPool2d) -> MaxPool:
+    return MaxPool(Window.of(2, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode))
+
+
+@pytest.mark.parametrize(
+    ("pool", "shape", "is_last", "is_stock"),
+    [
+        ((2, 2), (1, 16, 24, 24), True, True),
+        ((2, 2), (1, 16, 24, 24), False, False),
+        ((2, 2), (1, 4, 24, 24), True, False),
+        ((2, 2), (32, 64, 24, 24), True, False),
+        ((3, 2, 1), (32, 64, 24, 24), True, True),
+        ((3, 1, 1), (32, 64, 24, 24), True, False),
+        ((3, 2, 1), (32, 16, 24, 24), True, False),
+    ],
+)
+def test_torch_pools_what_it_pools_sooner(
+    pool: tuple[int, ...], shape: tuple[int, ...], is_last: bool, is_stock: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+    for name in ("stock_maximum", "maximum"):
+        monkeypatch.setattr(tuned, name, lambda x, window, name=name: called.append(name) or x)
+    order = torch.channels_last if is_last else torch.contiguous_format
+    _pool(nn.MaxPool2d(*pool))(torch.zeros(shape).contiguous(memory_format=order))
+
+    assert called == ["stock_maximum" if is_stock else "maximum"]
+
+
+def test_a_pool_that_is_off_in_a_graph_is_pooled_so() -> None:
+    network = nn.Sequential(nn.Conv2d(4, 8, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(72, 2))
+    x = torch.randn(2, 4, 9, 8)
+    compiled = Predictor.capture(network.eval(), x)
+    trunk = compiled.compile(make_plan(compiled.sites))._split.trunk
+
+    assert [type(node.target) for node in trunk.graph.nodes if "activation_site" in node.name] == [MaxPool]
+    pooled = compiled.compile(make_plan(compiled.sites, variant="max-pooling-dropout"))._split
+    assert not any(type(node.target) is MaxPool for each in (pooled.trunk, pooled.suffix) for node in each.graph.nodes)
 
 
 @pytest.mark.parametrize(("case", "kept"), [("normalised and rectified", 0), ("rectified, then normalised", 1)])
