@@ -1,7 +1,8 @@
 """The noise of a plan's sites, drawn once for requests that ask for the same; it does not know networks.
 
 In scope `pass` noise depends on neither rows nor inputs. Requests that name no seed share one, so most ask for noise
-that was drawn before. What was drawn is never written to.
+that was drawn before. What was drawn is never written to, and held once it was asked for twice: the noise of seeds that
+are asked for once, fresh ones above all, is not worth its room and the time to put it there.
 """
 
 import mmap
@@ -21,6 +22,7 @@ from service.graph.shapes import Symbols
 _STORE_BYTES = 16 << 20
 _ENTRY_BYTES = 1 << 10  # of a key and a tensor, whatever is in it
 _APART_BYTES = 1 << 16  # from which on a few pages more do not matter
+_ASKED_KEPT = 1024  # draws that are known to have been asked for once
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,19 @@ class Store:
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes, self._bytes = most_bytes, 0
         self._held: OrderedDict[Hashable, list[tuple[int, Tensor]]] = OrderedDict()  # index of the first pass, noise
+        self._asked: OrderedDict[Hashable, None] = OrderedDict()
         self._lock = Lock()
+
+    def is_asked_again(self, key: Hashable, first: int, passes: int) -> bool:
+        """Tell whether the noise of these very passes was asked for lately; from now on it was."""
+        asked = key, first, passes
+        with self._lock:
+            was = asked in self._asked
+            self._asked[asked] = None
+            self._asked.move_to_end(asked)
+            if len(self._asked) > _ASKED_KEPT:
+                self._asked.popitem(last=False)
+            return was
 
     def find(self, key: Hashable, first: int, passes: int) -> Tensor | None:
         """Return the noise of some passes [S, …], if it is held, alone or among others."""
@@ -111,7 +125,8 @@ def _noise(noise: NoiseInput, symbols: Symbols, lengths: tuple[int, ...], draw: 
     found = _store.find(key, draw.first_pass, draw.passes)
     if found is None:
         found = _drawn(noise, symbols, lengths, draw, device)
-        _store.put(key, draw.first_pass, found)
+        if _store.is_asked_again(key, draw.first_pass, draw.passes):
+            _store.put(key, draw.first_pass, found)
     return found
 
 

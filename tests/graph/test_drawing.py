@@ -37,21 +37,49 @@ def mlp() -> Predictor:
     return Predictor.capture(nn.Sequential(network, nn.Linear(8, 2)), torch.randn(2, 3))
 
 
-def test_the_same_question_draws_once_and_has_the_same_answer(store: Store, drawn: list[Stream]) -> None:
+def test_the_same_question_draws_twice_at_most_and_has_the_same_answer(store: Store, drawn: list[Stream]) -> None:
     predictor, x = mlp(), torch.randn(5, 3)
     first = predictor.predict(x, passes=20)
+    before = len(drawn)
+    second = predictor.predict(x, passes=20)
     count = len(drawn)
-    again = predictor.predict(x, passes=20)
+    third = predictor.predict(x, passes=20)
 
-    assert len(drawn) == count
-    assert torch.equal(first.mean, again.mean)
-    assert torch.equal(first.variance, again.variance)
+    assert before < count == len(drawn)
+    for again in (second, third):
+        assert torch.equal(first.mean, again.mean)
+        assert torch.equal(first.variance, again.variance)
+
+
+def test_what_is_asked_for_once_takes_no_room(store: Store) -> None:
+    predictor, x = mlp(), torch.randn(5, 3)
+    predictor.predict(x, passes=20)  # plans are tried with a seed of their own, again and again
+    held = store._bytes
+    for seed in (*range(100, 110), None, None):
+        predictor.predict(x, passes=20, seed=seed)
+    assert store._bytes == held
+
+    predictor.predict(x, passes=20, seed=100)
+    assert store._bytes > held
+
+
+def test_no_more_draws_are_remembered_than_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing, "_ASKED_KEPT", 3)
+    store = Store(1 << 20)
+
+    assert [store.is_asked_again("a", first, 2) for first in (0, 1, 2, 0, 3, 0, 1)] == [
+        *(False, False, False, True),
+        *(False, True, False),
+    ]
+    assert not store.is_asked_again("a", 0, 3)
+    assert len(store._asked) == 3
 
 
 @pytest.mark.parametrize("asked", [{"seed": 1}, {"passes": 21}, {"p": 0.3}, {"variant": "gaussian"}, {"scope": "row"}])
 def test_another_question_has_the_answer_of_noise_drawn_for_it(asked: dict[str, object], store: Store) -> None:
     predictor, x, asked = mlp(), torch.randn(5, 3), {"passes": 20, **asked}
-    first, kept = predictor.predict(x, passes=20), predictor.predict(x, **asked)  # type: ignore[arg-type] # of several types
+    first = [predictor.predict(x, passes=20) for _ in range(2)][1]
+    kept = [predictor.predict(x, **asked) for _ in range(3)][2]  # type: ignore[arg-type] # of several types
     store._held.clear()
     fresh = predictor.predict(x, **asked)  # type: ignore[arg-type] # of several types
 
@@ -70,7 +98,8 @@ def test_row_scope_keeps_nothing(store: Store) -> None:
 
 def test_no_run_writes_to_what_is_kept(store: Store) -> None:
     predictor, x = mlp(), torch.randn(300, 3)
-    predictor.predict(x, passes=20)
+    for _ in range(2):
+        predictor.predict(x, passes=20)
     before = {key: held.clone() for key, [(_, held)] in store._held.items()}
     for asked in ({}, {"precision": "bfloat16"}, {"quantities": ["samples"]}):
         predictor.predict(x, passes=20, **asked)  # type: ignore[arg-type] # of several types
@@ -90,8 +119,8 @@ def held_bytes(store: Store) -> int:
 
 def test_fewer_passes_are_found_among_more_and_more_take_their_place(store: Store, drawn: list[Stream]) -> None:
     predictor, x = mlp(), torch.randn(5, 3)
-    predictor.predict(x, passes=20)
-    predictor.predict(x, passes=30)
+    for passes in (20, 20, 30, 30):
+        predictor.predict(x, passes=passes)
     count = len(drawn)
     found = predictor.predict(x, passes=12)
     assert len(drawn) == count
