@@ -22,6 +22,7 @@ from typing import Generic
 
 from service.errors import DeadlineExceeded, Draining, Overloaded
 from service.job import Job, Pending, Result, Running, Steps, Work, level_of
+from service.pace import Pace
 
 _log = logging.getLogger("thinnet")
 _AGE_S = 1.0  # the longest that an order of magnitude waits for a step, or
@@ -54,6 +55,7 @@ class Scheduler(Generic[Result]):
         self._waiting: list[Job[Result]] = []
         self._active: list[Running[Result]] = []
         self._accepted_s = 0.0  # what everything that waits or runs costs
+        self._pace = Pace()
         self._stepped: dict[int, float] = {}  # by the order of magnitude of the cost: when one of these stepped last
         self._took: dict[int, float] = {}  # and for how long
         self._arrived = 0.0  # when the last results that were on their way were there
@@ -69,9 +71,9 @@ class Scheduler(Generic[Result]):
 
     @property
     def queued_cost_s(self) -> float:
-        """How many seconds the work that is accepted and not done is expected to take."""
+        """How many seconds the work that is accepted and not done is expected to take, at today's pace."""
         waiting_s = sum(job.cost_s for job in list(self._waiting) if not job.future.done())
-        return waiting_s + sum(run.left_s for run in list(self._active) if run.is_wanted())
+        return (waiting_s + sum(run.left_s for run in list(self._active) if run.is_wanted())) * self._pace.times
 
     @property
     def stalled_s(self) -> float:
@@ -140,7 +142,7 @@ class Scheduler(Generic[Result]):
     def _has_room(self) -> bool:
         """Tell whether there is room whatever is ahead, without looking at each job."""
         count = len(self._waiting) + sum(len(run.jobs) for run in list(self._active))
-        return count < self._max_jobs and self._accepted_s <= self._max_wait_s
+        return count < self._max_jobs and self._accepted_s * self._pace.times <= self._max_wait_s
 
     def _check_room(self, cost_s: float) -> None:
         if self._has_room():
@@ -153,10 +155,14 @@ class Scheduler(Generic[Result]):
             )
 
     def _ahead_s(self, cost_s: float) -> float:
-        """Return how many seconds of accepted work come before a job of this cost: what costs about as much or less."""
+        """Return how many seconds, at today's pace, accepted work takes that comes before a job of this cost.
+
+        That is what costs about as much or less.
+        """
         most = level_of(cost_s)
         waiting_s = sum(job.cost_s for job in list(self._waiting) if job.level <= most and not job.future.done())
-        return waiting_s + sum(run.left_s for run in list(self._active) if run.level <= most and run.is_wanted())
+        active_s = sum(run.left_s for run in list(self._active) if run.level <= most and run.is_wanted())
+        return (waiting_s + active_s) * self._pace.times
 
     def close(self) -> None:
         """Accept nothing more; what was accepted goes on."""
@@ -289,6 +295,7 @@ class Scheduler(Generic[Result]):
 
     def _end_well(self, run: Running[Result]) -> None:
         self._remove(run)
+        self._pace.learn(sum(job.cost_s for job in run.jobs), run.spent_s)
         try:
             self._finished(run.jobs, run.spent_s)
         except Exception:  # who looks on must not end the thread

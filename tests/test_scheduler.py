@@ -11,6 +11,7 @@ import pytest
 
 from service.errors import DeadlineExceeded, Draining, Overloaded
 from service.job import Job, Pending, Steps
+from service.pace import Pace
 from service.scheduler import Scheduler
 
 SOON_S = 10.0
@@ -368,6 +369,35 @@ def test_past_the_bound_a_caller_is_told_when_to_ask_again(bench: Bench, make: C
     assert [job.future.result(SOON_S) for job in (*jobs, short, last)] == ["first", "a", "b", "short", "last"]
     until(lambda: scheduler.in_flight == 0)
     assert scheduler.submit(Task("huge"), 100.0).future.result(SOON_S) == "huge", "an idle server takes what it can"
+
+
+def test_what_takes_longer_than_was_expected_leaves_less_room(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    scheduler = make(max_wait_s=1.0)
+    bench.step_s = 0.05
+    bench.go.set()
+    for _ in range(40):
+        scheduler.submit(Task("slow", None), 0.02).future.result(SOON_S)
+    until(lambda: scheduler.in_flight == 0)
+    bench.go.clear()
+    held(scheduler, Task("a"), cost_s=0.6)
+    with pytest.raises(Overloaded, match=r"1\.\d+ s of work ahead of this one; ask again") as told:
+        scheduler.submit(Task("b"), 0.6)
+
+    assert told.value.retry_after_s == 2
+    assert scheduler.queued_cost_s > 1
+
+
+def test_pace_is_that_of_the_last_seconds_of_work() -> None:
+    pace, found = Pace(), []
+    for expected_s, spent_s in ((0.1, 0.1), (0.1, 0.2), (0.1, 0.05), (0.01, 1.0), (0.1, 0.1)):
+        for _ in range(40):
+            pace.learn(expected_s, spent_s)
+        found.append(pace.times)
+
+    assert found[:4] == [1.0, pytest.approx(2.0, rel=0.05), 1.0, 4.0]
+    assert found[4] < 2.5
 
 
 def test_a_long_job_keeps_no_short_one_out(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
