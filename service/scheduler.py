@@ -1,7 +1,8 @@
 """Concurrent jobs → runs, one step at a time in a thread; it knows no tensors' meaning and no HTTP.
 
 A job waits until the thread is free; jobs of one key that wait then and cost about as much run together, so that a run
-holds what queued while the last one worked and nobody waits on purpose. Cheaper jobs come first; of those that cost
+holds what queued while the last one worked and nobody waits on purpose; a long run takes none that would overtake
+others. Cheaper jobs come first; of those that cost
 about as much, the one that came first: a long run is set aside between two of its steps, and equal ones are done in
 turn instead of all at once. Costs of an order of magnitude that have had no step for a while get one, so none starves.
 Who runs with others is answered once its own steps are done. What takes less than waking a thread may be done in the
@@ -30,6 +31,7 @@ _AGE_STEPS = 8.0  # so many times as long as its last one: of a thread that is n
 _LOOK_S = 0.02
 _LITTLE_S, _ALL_LITTLE_S = 3e-3, 1e-2  # a job, and all together, that hold the loop up as a woken thread does
 _LEAST_WAIT_S = 1.0
+_OVERTAKEN_S = 0.05  # of work that a run may hold if it takes some that came after others which it leaves waiting
 _MOST_PENDING = 2  # runs whose results are on their way: one is computed, one is next
 
 
@@ -249,19 +251,30 @@ class Scheduler(Generic[Result]):
 
     def _begin(self, first: Job[Result], now: float) -> Running[Result]:
         jobs, others = [first], []
-        key = None if first.alone else first.work.key
+        cost_s, overtakes = first.cost_s, False
         for job in self._waiting:
-            alike = key is not None and not job.alone and job.level == first.level and job.work.key == key
-            if alike and job is not first and job.work.fits([each.work for each in jobs]):
+            if job is first:
+                continue
+            if self._joins(job, jobs) and (not overtakes or cost_s + job.cost_s <= _OVERTAKEN_S):
                 jobs.append(job)
-            elif job is not first:
+                cost_s += job.cost_s
+            else:
                 others.append(job)
+                overtakes = overtakes or job.level == first.level
         self._waiting = others
         for job in jobs:
             job.queue_s, job.together = now - job.arrived, len(jobs)
         run = Running(jobs, self._start(jobs))
         self._active.append(run)
         return run
+
+    def _joins(self, job: Job[Result], jobs: Sequence[Job[Result]]) -> bool:
+        """Tell whether a job can run with others that will."""
+        first = jobs[0]
+        if job.alone or first.alone or job.level != first.level:
+            return False
+        key = first.work.key
+        return key is not None and job.work.key == key and job.work.fits([each.work for each in jobs])
 
     def _step(self, run: Running[Result]) -> None:
         began, found = time.monotonic(), None

@@ -111,7 +111,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 def test_what_queued_while_the_last_run_worked_runs_together(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
-    jobs = held(make(), Task("a"), Task("b"), Task("c", "other"), Task("d"))
+    jobs = held(make(), Task("a"), Task("b"), Task("c", "other"), Task("d"), cost_s=0.01)
     bench.go.set()
 
     assert [job.future.result(SOON_S) for job in jobs] == ["first", "a", "b", "c", "d"]
@@ -170,6 +170,35 @@ def test_nothing_is_done_at_once_while_the_thread_works(bench: Bench, make: Call
 
     assert [first.future.result(SOON_S), job.future.result(SOON_S)] == ["first", "a"]
     assert set(bench.threads) == {"compute"}
+
+
+@pytest.mark.parametrize(
+    ("cost_s", "names", "expected"),
+    [
+        (0.02, "abaab", ["a+a 0", "b+b 0", "a 0"]),  # as many as are soon done, whoever they overtake
+        (1.0, "abaab", ["a 0", "b 0", "a+a 0", "b 0"]),
+        (1.0, "aaaa", ["a+a+a+a 0"]),
+        (1.0, "aabb", ["a+a 0", "b+b 0"]),
+    ],
+)
+def test_what_takes_long_does_not_let_others_be_overtaken(
+    cost_s: float, names: str, expected: list[str], bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    jobs = held(make(), *(Task(name, key=name) for name in names), cost_s=cost_s)
+    bench.go.set()
+
+    assert [job.future.result(SOON_S) for job in jobs] == ["first", *names]
+    assert bench.told == ["first 0", *expected]
+
+
+def test_who_costs_more_and_waits_anyway_is_overtaken(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    scheduler = make()
+    jobs = held(scheduler, Task("a"))
+    jobs += [scheduler.submit(Task("dear", "other"), 30.0), scheduler.submit(Task("b"), 1.0)]
+    bench.go.set()
+
+    assert [job.future.result(SOON_S) for job in jobs] == ["first", "a", "dear", "b"]
+    assert bench.told == ["first 0", "a+b 0", "dear 0"]
 
 
 def test_what_has_no_key_runs_alone(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:

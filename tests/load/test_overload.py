@@ -20,10 +20,10 @@ from sizes import Sizes
 TIMES = 10
 MOST_PER_S = 20  # what can be served, so that ten times that is little work for the caller
 SEEDS = 8  # questions that may not all run together
-CALLERS = 4  # so few that none is refused while what can be served is measured
+CALLERS = 3  # so few that none is refused while what can be served is measured
 NORMAL_S, LOST_S = 2.0, 30.0
 PROBE_S = 0.05
-WAIT_S = "1"  # what callers accept to wait: what is queued at the end of an overload delays who comes next
+WAIT_S = "0.3"  # what callers accept to wait, about what they do at capacity
 
 
 @dataclass(frozen=True)
