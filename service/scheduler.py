@@ -2,11 +2,9 @@
 
 A job waits until the thread is free; jobs of one key that wait then and cost about as much run together, so that a run
 holds what queued while the last one worked and nobody waits on purpose; a long run takes none that would overtake
-others. Cheaper jobs come first; of those that cost
-about as much, the one that came first: a long run is set aside between two of its steps, and equal ones are done in
-turn instead of all at once. Costs of an order of magnitude that have had no step for a while get one, so none starves.
-Who runs with others is answered once its own steps are done. What takes less than waking a thread may be done in the
-thread that submits it; whoever steps has the turn, so that there is one step at a time.
+others. A long run is set aside between two of its steps where something cheaper waits. Who runs with others is answered
+once its own steps are done. What takes less than waking a thread may be done in the thread that submits it; whoever
+steps has the turn, so that there is one step at a time.
 
 A step may launch work and give what tells when its results are there. Meanwhile one more run is begun, so that the
 device goes on at once, and no more: what else comes runs together. Further steps of a run wait for the device
@@ -24,10 +22,9 @@ from typing import Generic
 from service.errors import DeadlineExceeded, Draining, Overloaded
 from service.job import Job, Pending, Result, Running, Steps, Work, level_of
 from service.pace import Pace
+from service.turns import Turns
 
 _log = logging.getLogger("thinnet")
-_AGE_S = 1.0  # the longest that an order of magnitude waits for a step, or
-_AGE_STEPS = 8.0  # so many times as long as its last one: of a thread that is never free it has a ninth at least
 _LOOK_S = 0.02
 _LITTLE_S, _ALL_LITTLE_S = 3e-3, 1e-2  # a job, and all together, that hold the loop up as a woken thread does
 _LEAST_WAIT_S = 1.0
@@ -58,8 +55,7 @@ class Scheduler(Generic[Result]):
         self._active: list[Running[Result]] = []
         self._accepted_s = 0.0  # what everything that waits or runs costs
         self._pace = Pace()
-        self._stepped: dict[int, float] = {}  # by the order of magnitude of the cost: when one of these stepped last
-        self._took: dict[int, float] = {}  # and for how long
+        self._turns: Turns[Running[Result] | Job[Result]] = Turns()
         self._arrived = 0.0  # when the last results that were on their way were there
         self._changed, self._turn = Condition(), Lock()
         self._moved = time.monotonic()
@@ -215,29 +211,17 @@ class Scheduler(Generic[Result]):
         if arrived := next((run for run in pending if run.is_ready()), None):
             return arrived
         now = time.monotonic()
-        head = self._head(now) if len(pending) < _MOST_PENDING else None
+        accepted: list[Running[Result] | Job[Result]] = [
+            *(run for run in self._active if not run.pending),
+            *self._waiting,
+        ]
+        head = self._turns.head(accepted, now) if len(pending) < _MOST_PENDING else None
         if pending and not isinstance(head, Job):
             return pending[0]
         if head is None:
             return None
-        self._stepped[head.level] = now
+        self._turns.begins(head.level, now)
         return self._begin(head, now) if isinstance(head, Job) else head
-
-    def _head(self, now: float) -> Running[Result] | Job[Result] | None:
-        """Return what comes first of what waits and of the runs that have no results on their way."""
-        heads: dict[int, Running[Result] | Job[Result]] = {}
-        accepted: list[Running[Result] | Job[Result]] = [run for run in self._active if not run.pending]
-        for each in sorted([*accepted, *self._waiting], key=lambda each: each.arrived):
-            heads.setdefault(each.level, each)
-        if not heads:
-            return None
-        starved = min(heads, key=lambda level: self._due(level, heads[level]))
-        return heads[starved if now > self._due(starved, heads[starved]) else min(heads)]
-
-    def _due(self, level: int, head: Running[Result] | Job[Result]) -> float:
-        """Return when an order of magnitude is to have a step, whatever costs less."""
-        patience_s = min(_AGE_S, _AGE_STEPS * self._took.get(level, _AGE_S))
-        return max(self._stepped.get(level, 0.0), head.arrived) + patience_s
 
     def _drop_unwanted(self) -> None:
         kept = []
@@ -290,7 +274,7 @@ class Scheduler(Generic[Result]):
             began = max(run.launched, self._arrived)  # before, what was computed was another's
             self._arrived = now
         run.spent_s += now - began
-        self._took[run.level] = now - began
+        self._turns.ended(run.level, now - began)
         if isinstance(found, Pending):
             run.pending, run.launched = found, now
         elif found is None:

@@ -235,7 +235,7 @@ def test_a_long_run_holds_a_short_one_up_for_one_step(bench: Bench, make: Callab
 def test_equal_ones_are_done_in_turn_however_long_they_wait(
     bench: Bench, make: Callable[..., Scheduler[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.scheduler._AGE_S", 0.01)
+    monkeypatch.setattr("service.turns._AGE_S", 0.01)
     jobs = held(make(), *(Task(name, name, steps=3) for name in "abcd"))
     bench.step_s = 0.01
     bench.go.set()
@@ -279,7 +279,7 @@ def end_among_short_ones(scheduler: Scheduler[str], long: Job[str]) -> None:
 def test_short_ones_that_keep_coming_do_not_starve_a_long_one(
     bench: Bench, make: Callable[..., Scheduler[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.scheduler._AGE_S", 0.05)
+    monkeypatch.setattr("service.turns._AGE_S", 0.05)
     scheduler, bench.step_s = make(), 0.005
     bench.go.set()
     long = scheduler.submit(Task("long", None, steps=4), 100.0)
