@@ -16,11 +16,23 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from service.graph.nodes import float_operand, is_tensor, node_operand, operand, value_of
 from service.graph.products import ScaledLinear
-from service.graph.tuned import HAS_ONEDNN, IMAGES, linear, loosen_views, pair, suits_onednn, tune
+from service.graph.tuned import (
+    HAS_ONEDNN,
+    IMAGES,
+    is_round,
+    linear,
+    loosen_views,
+    pair,
+    round_parts,
+    suits_onednn,
+    tune,
+)
 
 _SEVERAL = 8  # images that stand for any number of them but one
 _MOST_PACKED = 16  # forms of a weight that are kept: images of several sizes may come
 aten = torch.ops.aten
+_MOST_OTHERS = 8  # numbers of images that are not round and are run whole
+_others: Any = WeakTensorKeyDictionary()  # weight → those numbers
 _packed: Any = WeakTensorKeyDictionary()  # weight → {how it is used: the packed form}; all plans share it
 
 
@@ -101,9 +113,26 @@ class FixedConvolution:
     def __call__(self, x: Tensor) -> Tensor:
         """Map x [B, I, H, W] to [B, O, H', W']."""
         images = x.contiguous(memory_format=torch.channels_last)
+        if self._is_usual(len(images)):
+            return self._convolved(images)
+        return torch.cat([self._convolved(part) for part in torch.split(images, round_parts(len(images)))])
+
+    def _convolved(self, images: Tensor) -> Tensor:
         convolution = torch.ops.mkldnn._convolution_pointwise.default
-        y: Tensor = convolution(images, self.packed(x.shape), self.bias, *self.geometry, self.then, [], "")
+        y: Tensor = convolution(images, self.packed(images.shape), self.bias, *self.geometry, self.then, [], "")
         return y
+
+    def _is_usual(self, images: int) -> bool:
+        """Tell whether a number of images is round, or among the first few others that the weight was asked for.
+
+        oneDNN keeps a program for each, a third of a megabyte, and where requests are put together any number comes.
+        """
+        if is_round(images):
+            return True
+        others = _others.setdefault(self._weight, set())
+        if len(others) < _MOST_OTHERS:
+            others.add(images)
+        return images in others
 
     def packed(self, shape: Sequence[int]) -> Tensor:
         """Return the weight as images [B, I, H, W] of a size take it, one image by itself or several.

@@ -59,8 +59,21 @@ def suits_onednn(x: Tensor, weight: Tensor) -> bool:
     """
     if not HAS_ONEDNN or x.numel() * len(weight) < LEAST:
         return False
-    rows = x.numel() // x.shape[-1]
-    return rows // (rows & -rows) in _ROUND
+    return is_round(x.numel() // x.shape[-1])
+
+
+def is_round(rows: int) -> bool:
+    """Tell whether a number of rows is one of those that come again and again, and are not many."""
+    return not rows or rows // (rows & -rows) in _ROUND
+
+
+def round_parts(rows: int) -> list[int]:
+    """Return round numbers that make a number of rows, the largest first; few, for they lie close."""
+    parts = []
+    while rows:
+        parts.append(max(odd << ((rows // odd).bit_length() - 1) for odd in _ROUND if odd <= rows))
+        rows -= parts[-1]
+    return parts
 
 
 def lstm(x: Tensor, hx: Sequence[Tensor], params: Sequence[Tensor], *others: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,7 @@ from service.dropout.windows import Window
 from service.graph import fixed, tuned
 from service.graph.fixed import FixedConvolution, FixedLinear, fix_weights
 from service.graph.rewrite import rewrite
-from service.graph.tuned import LEAST, MaxPool, convolve, linear, lstm, next_round
+from service.graph.tuned import LEAST, MaxPool, convolve, is_round, linear, lstm, next_round, round_parts
 from service.plan import make_plan
 
 CONVOLUTIONS = {
@@ -210,6 +210,36 @@ def test_networks_run_on_them_with_one_copy_for_all_plans() -> None:
     assert body is not other_body
     assert head.packed is other_head.packed
     assert body.packed((3, 1, 6, 6)) is other_body.packed((5, 1, 6, 6))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 37, 111, 1000, 1023])
+def test_any_number_is_made_of_few_round_ones(rows: int) -> None:
+    parts = round_parts(rows)
+
+    assert sum(parts) == rows
+    assert all(map(is_round, parts))
+    assert parts == sorted(parts, reverse=True)
+    assert len(parts) <= 4
+    assert (len(parts) == 1) == is_round(rows)
+
+
+def test_many_numbers_of_images_take_few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN keeps one for each number: those of a server that puts requests together are any."""
+    weight, bias = torch.randn(6, 4, 3, 3), torch.randn(6)
+    layer = FixedConvolution(weight, bias, ((1, 1), (1, 1), (1, 1), 1), rectifies=True)
+    run, whole = set(), FixedConvolution._convolved
+    monkeypatch.setattr(FixedConvolution, "_convolved", lambda own, x: run.add(len(x)) or whole(own, x))
+    images = torch.randn(130, 4, 5, 6)
+    for count in (7, 9, *range(1, 131)):
+        with torch.inference_mode():
+            found = layer(images[:count])
+            expected = F.conv2d(images[:count], weight, bias, padding=1).relu()
+        torch.testing.assert_close(found, expected)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+    others = {count for count in run if not is_round(count)}
+    assert {7, 9} < others
+    assert len(others) == fixed._MOST_OTHERS
 
 
 @pytest.mark.parametrize("images", [1, 6])
