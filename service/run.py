@@ -150,7 +150,7 @@ class Run:
         rows = shapes[0][0]
         if ask.tolerance is not None or not any(self.compiled.stochastic):
             return False
-        if step is not None and 2 * rows * ask.passes > step.row_passes:
+        if step is not None and ask.passes > step.passes(rows, None):
             return False
         return (
             ask.passes <= self.chunk(footprint, shapes, ask.per_row)

@@ -99,7 +99,7 @@ def test_all_integrated_passes_at_once_are_to_the_bit_those_of_a_block(monkeypat
 )
 def test_passes_run_at_once_where_they_are_one_chunk_alone(change: dict[str, Any], is_at_once: bool) -> None:
     question = classifier().question(rows(30, 1), Asked(**{"passes": 40} | change))
-    small, large = Step(30 * 40 * 2 - 1, 1.0), Step(30 * 10_000 * 2, 1.0)
+    small, large = Step(30 * 40 - 1, 1.0), Step(30 * 10_000 * 2, 1.0)
     of = functools.partial(Run._at_once, question.run, [question.part], footprint(question))
 
     with assumed(replace(measured(), cache_bytes=1 << 20)):

@@ -31,8 +31,7 @@ from service.graph.tuned import (
 _SEVERAL = 8  # images that stand for any number of them but one
 _MOST_PACKED = 16  # forms of a weight that are kept: images of several sizes may come
 aten = torch.ops.aten
-_MOST_OTHERS = 8  # numbers of images that are not round and are run whole
-_others: Any = WeakTensorKeyDictionary()  # weight → those numbers
+_FEW = 16  # images up to which any number is run whole: to run few in several parts takes longer
 _packed: Any = WeakTensorKeyDictionary()  # weight → {how it is used: the packed form}; all plans share it
 
 
@@ -89,6 +88,10 @@ class Norm:
 class FixedConvolution:
     """A convolution of images with a fixed weight; the channels of its result come last in memory.
 
+    oneDNN keeps a program for each number of images, a third of a megabyte, and where requests are put together any
+    number comes: what is neither round nor small is run as a few round ones. That depends on the number alone, for
+    the same rows are to have the same bits whatever was asked before.
+
     Args:
         weight: [O, I / groups, H, W], float32, in the processor's memory.
         bias: [O].
@@ -113,26 +116,15 @@ class FixedConvolution:
     def __call__(self, x: Tensor) -> Tensor:
         """Map x [B, I, H, W] to [B, O, H', W']."""
         images = x.contiguous(memory_format=torch.channels_last)
-        if self._is_usual(len(images)):
+        count = len(images)
+        if count <= _FEW or is_round(count):
             return self._convolved(images)
-        return torch.cat([self._convolved(part) for part in torch.split(images, round_parts(len(images)))])
+        return torch.cat([self._convolved(part) for part in torch.split(images, round_parts(count))])
 
     def _convolved(self, images: Tensor) -> Tensor:
         convolution = torch.ops.mkldnn._convolution_pointwise.default
         y: Tensor = convolution(images, self.packed(images.shape), self.bias, *self.geometry, self.then, [], "")
         return y
-
-    def _is_usual(self, images: int) -> bool:
-        """Tell whether a number of images is round, or among the first few others that the weight was asked for.
-
-        oneDNN keeps a program for each, a third of a megabyte, and where requests are put together any number comes.
-        """
-        if is_round(images):
-            return True
-        others = _others.setdefault(self._weight, set())
-        if len(others) < _MOST_OTHERS:
-            others.add(images)
-        return images in others
 
     def packed(self, shape: Sequence[int]) -> Tensor:
         """Return the weight as images [B, I, H, W] of a size take it, one image by itself or several.
