@@ -2,7 +2,9 @@
 
 In scope `pass` noise depends on neither rows nor inputs. Requests that name no seed share one, so most ask for noise
 that was drawn before. What was drawn is never written to, and held once it was asked for twice: the noise of seeds that
-are asked for once, fresh ones above all, is not worth its room and the time to put it there.
+are asked for once, fresh ones above all, is not worth its room and the time to put it there. Nor is noise that would
+take the place of what is still asked for: a question that draws more than there is room for finds a part of it each
+time.
 """
 
 import mmap
@@ -22,7 +24,7 @@ from service.graph.shapes import Symbols
 _STORE_BYTES = 16 << 20
 _ENTRY_BYTES = 1 << 10  # of a key and a tensor, whatever is in it
 _APART_BYTES = 1 << 16  # from which on a few pages more do not matter
-_ASKED_KEPT = 1024  # draws that are known to have been asked for once
+_LATELY = 1024  # draws ago, which is more than most questions take, and nearly all that ask for little
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Draw:
 
 
 class Store:
-    """Noise by what it was drawn for, what was used last, within a number of bytes.
+    """Noise by what it was drawn for, within a number of bytes; what was used lately stays.
 
     Args:
         most_bytes: How many bytes it holds at most.
@@ -54,7 +56,9 @@ class Store:
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes, self._bytes = most_bytes, 0
         self._held: OrderedDict[Hashable, list[tuple[int, Tensor]]] = OrderedDict()  # index of the first pass, noise
+        self._used: dict[Hashable, int] = {}  # when that was last put or found, in draws
         self._asked: OrderedDict[Hashable, None] = OrderedDict()
+        self._draws = 0
         self._lock = Lock()
 
     def is_asked_again(self, key: Hashable, first: int, passes: int) -> bool:
@@ -64,33 +68,51 @@ class Store:
             was = asked in self._asked
             self._asked[asked] = None
             self._asked.move_to_end(asked)
-            if len(self._asked) > _ASKED_KEPT:
+            if len(self._asked) > _LATELY:
                 self._asked.popitem(last=False)
             return was
 
     def find(self, key: Hashable, first: int, passes: int) -> Tensor | None:
         """Return the noise of some passes [S, …], if it is held, alone or among others."""
         with self._lock:
+            self._draws += 1
             if key not in self._held:
                 return None
-            self._held.move_to_end(key)
+            self._use(key)
             for start, drawn in self._held[key]:
                 if start <= first and first + passes <= start + len(drawn):
                     return drawn[first - start : first - start + passes]
             return None
 
     def put(self, key: Hashable, first: int, drawn: Tensor) -> None:
-        """Hold the noise of some passes [S, …], in place of what it covers, unless it would take much of the room."""
-        if drawn.nbytes > self._most_bytes // 4:
-            return
-        until, drawn = first + len(drawn), _apart(drawn)
+        """Hold the noise of some passes [S, …], in place of what it covers, where there is room for it.
+
+        There is where it takes little of all, and what it would replace was not used lately.
+        """
+        until = first + len(drawn)
         with self._lock:
-            held = self._held.pop(key, [])
+            held = self._held.get(key, [])
             others = [each for each in held if each[0] < first or each[0] + len(each[1]) > until]
-            self._held[key] = [*others, (first, drawn)]
-            self._bytes += _size(drawn) - sum(_size(each) for _, each in held) + sum(_size(each) for _, each in others)
-            while self._bytes > self._most_bytes:
-                self._bytes -= sum(_size(each) for _, each in self._held.popitem(last=False)[1])
+            more = _size(drawn) + _sizes(others) - _sizes(held)
+            if drawn.nbytes > self._most_bytes // 4 or not self._make_room(key, more):
+                return
+            self._held[key] = [*others, (first, _apart(drawn))]
+            self._bytes += more
+            self._use(key)
+
+    def _use(self, key: Hashable) -> None:
+        self._held.move_to_end(key)
+        self._used[key] = self._draws
+
+    def _make_room(self, key: Hashable, more: int) -> bool:
+        """Forget what was not used lately, as far as more bytes of a key need it, and tell whether they fit."""
+        while self._bytes + more > self._most_bytes:
+            oldest = next((each for each in self._held if each != key), None)
+            if oldest is None or self._draws - self._used[oldest] < _LATELY:
+                return False
+            self._bytes -= _sizes(self._held.pop(oldest))
+            del self._used[oldest]
+        return True
 
 
 def _apart(drawn: Tensor) -> Tensor:
@@ -102,6 +124,10 @@ def _apart(drawn: Tensor) -> Tensor:
 
 def _size(drawn: Tensor) -> int:
     return drawn.nbytes + _ENTRY_BYTES
+
+
+def _sizes(held: Sequence[tuple[int, Tensor]]) -> int:
+    return sum(_size(each) for _, each in held)
 
 
 _store = Store(_STORE_BYTES)

@@ -64,7 +64,7 @@ def test_what_is_asked_for_once_takes_no_room(store: Store) -> None:
 
 
 def test_no_more_draws_are_remembered_than_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "_ASKED_KEPT", 3)
+    monkeypatch.setattr(drawing, "_LATELY", 3)
     store = Store(1 << 20)
 
     assert [store.is_asked_again("a", first, 2) for first in (0, 1, 2, 0, 3, 0, 1)] == [
@@ -148,15 +148,32 @@ def test_passes_are_found_by_their_indices() -> None:
     assert store._bytes == held_bytes(store)
 
 
-def test_it_holds_what_was_used_last_within_its_bytes() -> None:
+def test_it_holds_what_was_used_lately_within_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing, "_LATELY", 3)
     store = Store(5 * 2024)
     for key in range(5):
         store.put(key, 0, passes_of(key))
     store.find(0, 0, 1)
+    store.find(2, 0, 1)
+    store.put(5, 0, passes_of(5))
+    assert store.find(5, 0, 1) is None  # 1 was not used, but just two draws ago it might have been put
     store.put(5, 0, passes_of(5))
     store.put(5, 0, passes_of(5))
 
-    assert [key for key in range(6) if store.find(key, 0, 1) is not None] == [0, 2, 3, 4, 5]
+    assert [key for key in range(6) if key in store._held] == [0, 2, 3, 4, 5]
+    assert store._bytes == held_bytes(store)
+
+
+def test_of_what_has_no_room_the_part_that_has_is_found_each_time() -> None:
+    """The last used of a cycle that is larger than the store would be gone each time that it comes again."""
+    store, passes = Store(10 * 2024), [passes_of(index) for index in range(25)]
+    for _ in range(3):
+        found = [store.find("a", index, 1) for index in range(20)] + [store.find("b", 0, 1)]
+        for index in range(20):
+            if found[index] is None:
+                store.put("a", index, passes[index])
+
+    assert [each is not None for each in found] == [True] * 10 + [False] * 11
     assert store._bytes == held_bytes(store)
 
 
