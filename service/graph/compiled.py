@@ -31,6 +31,7 @@ from service.graph.proof import close
 from service.graph.rates import measured
 from service.graph.replayed import Replays, capture_on
 from service.graph.rewrite import Rewritten, rewrite
+from service.graph.scaled_convolution import scale_by_channel
 from service.graph.split import Split, split
 from service.graph.thinning import Thinned, thin
 from service.graph.thinning_cost import better_whole, pays
@@ -93,7 +94,7 @@ class Compiled:
         self.thinned = self._thin() if on_cpu else None  # elsewhere, to gather by what is kept waits for the device
         fused = group_products(fuse_products(self._plain))
         loosen_views(fused.suffix)  # the trunk gives values in other orders of memory
-        self._split = replace(fused, trunk=fix_weights(fused.trunk), suffix=fix_weights(fused.suffix))
+        self._split = replace(fused, trunk=fix_weights(fused.trunk), suffix=scale_by_channel(fix_weights(fused.suffix)))
         self._vectorised = replace(self._split, suffix=fused.suffix)
         self._modes: dict[bool, Mode] = {}
         self._replays = Replays(capture_on(self._device))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from service.graph.nodes import float_operand, is_tensor, node_operand, operand, value_of
@@ -108,7 +109,7 @@ class FixedConvolution:
         norm: Norm | None = None,
         rectifies: bool = False,
     ) -> None:
-        self.geometry, self.then = geometry, "relu" if rectifies else "none"
+        self.geometry, self.groups, self.rectifies = geometry, geometry[-1], rectifies
         self.bias = bias if norm is None else norm.put_into(weight, bias)[1]
         self._weight, self._norm = weight, norm
         self.__name__ = "fixed_convolution"
@@ -123,7 +124,8 @@ class FixedConvolution:
 
     def _convolved(self, images: Tensor) -> Tensor:
         convolution = torch.ops.mkldnn._convolution_pointwise.default
-        y: Tensor = convolution(images, self.packed(images.shape), self.bias, *self.geometry, self.then, [], "")
+        then = "relu" if self.rectifies else "none"
+        y: Tensor = convolution(images, self.packed(images.shape), self.bias, *self.geometry, then, [], "")
         return y
 
     def packed(self, shape: Sequence[int]) -> Tensor:
@@ -137,9 +139,32 @@ class FixedConvolution:
         packed: Tensor = _pack(self._weight, use, lambda: self._pack_for(size))
         return packed
 
+    @property
+    def taps(self) -> Tensor:
+        """The weight by its channels of a single group [I, H · W, O]."""
+        taps: Tensor = _pack(
+            self._weight, ("taps", self._norm), lambda: self._whole().flatten(2).permute(1, 2, 0).contiguous()
+        )
+        return taps
+
+    def windows(self, x: Tensor) -> Tensor:
+        """Return what the taps are multiplied with [I, H · W, H' · W'] of one image x [1, I, …]."""
+        padding, stride, dilation, _ = self.geometry
+        unfolded = F.unfold(x.contiguous(), self._weight.shape[2:], dilation, padding, stride)[0]
+        return torch.unflatten(unfolded, 0, tuple(self.taps.shape[:2]))
+
+    def size_of(self, x: Tensor) -> tuple[int, int]:
+        """Return H' and W' of x [B, I, …]."""
+        each = zip(x.shape[2:], self._weight.shape[2:], *self.geometry[:3], strict=True)
+        height, width = ((own + 2 * pad - hop * (taps - 1) - 1) // step + 1 for own, taps, pad, step, hop in each)
+        return height, width
+
+    def _whole(self) -> Tensor:
+        """Return the weight with the normalisation behind it put in."""
+        return self._weight if self._norm is None else self._norm.put_into(self._weight, None)[0]
+
     def _pack_for(self, size: list[int]) -> Tensor:
-        weight = self._weight if self._norm is None else self._norm.put_into(self._weight, None)[0]
-        packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight.default(weight, *self.geometry, size)
+        packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight.default(self._whole(), *self.geometry, size)
         return packed
 
 
