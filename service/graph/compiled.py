@@ -312,7 +312,7 @@ class Compiled:
         noises = self._draw([tuple(each.shape) for each in few], draw)
         values, trunk = metered(self._split.trunk, *few, rows)
         own = [noise[0] for noise in noises]
-        outputs, suffix = metered(self._split.suffix, *values[: len(self._split.boundaries)], rows, *own)
+        outputs, suffix = metered(self._split.suffix, *values[: len(self._split.boundaries)], rows, *own, apart=own)
         return Peaks.of(trunk, suffix, own, outputs)
 
     def _draw(self, shapes: Sequence[tuple[int, ...]], draw: Draw, of: Rewritten | None = None) -> list[Tensor]:

@@ -7,7 +7,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from service.errors import OutOfMemory
 
 _TRIED = re.compile(r"Tried to allocate [\d.]+ \w+")  # torch's words
 _REMEMBERED_S = 60.0
-_DRAWING = 5  # what drawing holds beside the noise itself: words, doubles, copies
+_DRAWING = 6  # noise, and what drawing it holds besides: words, doubles, copies
 _STATISTICS = 10  # what taking an output into the statistics needs: several doubles for each of its floats
 _KEPT = 32  # what the statistics are and need to merge, whatever the passes: a dozen doubles and more for each float
 
@@ -48,8 +48,8 @@ class Footprint:
 
     Attributes:
         trunk_row: Bytes of one row at the peak of the trunk.
-        suffix: One pass at the peak of the suffix: what the processor's cache should hold.
-        around: What drawing a pass's noise and its statistics need besides.
+        suffix: One pass at the peak of the suffix, noise apart: what the processor's cache should hold.
+        around: What a pass's noise, which is read once, its drawing and its statistics need besides.
         kept_row: Bytes of one row that the statistics of all passes hold.
         ceiling: Bytes past which a device had no memory, so that nobody tries again for a while.
         lowered: When it turned out, by `time.monotonic`: others, who may have had that memory, come and go.
@@ -124,22 +124,22 @@ class Peaks:
 
 
 class Meter(fx.Interpreter):
-    """Run a graph and note the most memory that was alive, its own weights apart."""
+    """Run a graph and note the most memory that was alive, its own weights and other tensors apart."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, apart: Sequence[Tensor] = ()) -> None:
         super().__init__(module)
         self.peak = 0
-        self._weights: set[int] = set()
+        self._apart = {each.untyped_storage().data_ptr() for each in apart}
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node and look at what is alive then."""
         value = super().run_node(n)
         if n.op == "get_attr" and isinstance(value, Tensor):
-            self._weights.add(value.untyped_storage().data_ptr())
+            self._apart.add(value.untyped_storage().data_ptr())
         tensors = [tensor for each in (*self.env.values(), value) for tensor in tensors_of(each)]
         storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
         inside = getattr(n.target, "copies", 0) * sum(each.nbytes for each in tensors_of(value))
-        alive = sum(size for place, size in storages.items() if place not in self._weights)
+        alive = sum(size for place, size in storages.items() if place not in self._apart)
         self.peak = max(self.peak, alive + inside)
         return value
 
@@ -183,9 +183,9 @@ def tensors_of(value: Any) -> list[Tensor]:
     return [each for each in values if isinstance(each, Tensor)]
 
 
-def metered(module: fx.GraphModule, *arguments: Any) -> tuple[tuple[Any, ...], int]:
-    """Run a graph and return its values and the most bytes that were alive."""
-    meter = Meter(module)
+def metered(module: fx.GraphModule, *arguments: Any, apart: Sequence[Tensor] = ()) -> tuple[tuple[Any, ...], int]:
+    """Run a graph and return its values and the most bytes that were alive, some tensors apart."""
+    meter = Meter(module, apart)
     with torch.inference_mode():
         values: tuple[Any, ...] = meter.run(*arguments)
     return values, meter.peak

@@ -94,13 +94,17 @@ def _cache_bytes() -> int:
 
     Past the cache, and past what the allocator keeps at hand, the same operator takes much longer.
     """
-    best, size = 0.0, _LEAST_BYTES
+    best, size = _rate(_LEAST_BYTES), 2 * _LEAST_BYTES
     while size < _MOST_BYTES:
-        rate = size / _filling_s(size)
-        if rate < _STILL_FAST * best:
-            return size // 2
+        enough = _STILL_FAST * best
+        if (rate := _rate(size)) < enough and _rate(size) < enough:  # once may be another program's doing
+            return size * 3 // 4 if _rate(size * 3 // 4) >= enough else size // 2
         best, size = max(best, rate), 2 * size
     return size
+
+
+def _rate(size: int) -> float:
+    return size / _filling_s(size)
 
 
 def _filling_s(size: int) -> float:
