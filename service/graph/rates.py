@@ -1,9 +1,12 @@
 """How fast this machine multiplies, gathers and calls, measured once in a process; it does not know networks."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 
 import torch
 
@@ -11,8 +14,9 @@ from service.graph.kept import Kept, Scratch, select_weight
 
 _SIDE = 512
 _ROUNDS = 8
-_LEAST_BYTES, _MOST_BYTES = 1 << 20, 1 << 28
+_SIZES = tuple(part << power for power in range(19, 28) for part in (2, 3))  # in bytes, 1 MB to 384 MB
 _STILL_FAST = 0.65
+_CACHES, _SHARED = Path("/sys/devices/system/cpu/cpu0/cache"), 4  # by how many others, or for other things
 _KEPT_BYTES = (32 << 20) - (1 << 13)  # just below the largest block that glibc ever keeps, on 64-bit machines
 
 
@@ -92,24 +96,38 @@ def _keep_freed_memory() -> None:
 def _cache_bytes() -> int:
     """Return the most bytes that operators on new memory fill about as fast as fewer.
 
-    Past the cache, and past what the allocator keeps at hand, the same operator takes much longer.
+    Past the cache, and past what the allocator keeps at hand, the same operator takes much longer. All sizes are tried
+    in turn, again and again: what else runs for a moment then disturbs a part of what is known of each. On a machine
+    that is busy meanwhile, a share of the cache that its processor has is what is found at least.
     """
-    best, size = _rate(_LEAST_BYTES), 2 * _LEAST_BYTES
-    while size < _MOST_BYTES:
-        enough = _STILL_FAST * best
-        if (rate := _rate(size)) < enough and _rate(size) < enough:  # once may be another program's doing
-            return size * 3 // 4 if _rate(size * 3 // 4) >= enough else size // 2
-        best, size = max(best, rate), 2 * size
-    return size
+    least_s: dict[int, float] = {}
+
+    def is_slow(size: int) -> bool:
+        best = max((known / least_s[known] for known in least_s if known < size), default=0.0)
+        return size / least_s[size] < _STILL_FAST * best
+
+    for _ in range(_ROUNDS):
+        for size in _SIZES:
+            least_s[size] = min(_filling_s(size), least_s.get(size, math.inf))
+            if is_slow(size):
+                break
+    found = next((fast for fast, size in pairwise(least_s) if is_slow(size)), _SIZES[-1])
+    return max(found, _processors_bytes() // _SHARED)
 
 
-def _rate(size: int) -> float:
-    return size / _filling_s(size)
+def _processors_bytes() -> int:
+    """Return the size of the processor's largest cache as Linux tells it; 0 where nothing is told."""
+    sizes = [0]
+    for place in _CACHES.glob("index*/size"):
+        with suppress(OSError, ValueError):
+            sizes.append(int(place.read_text().strip().removesuffix("K")) << 10)
+    return max(sizes)
 
 
 def _filling_s(size: int) -> float:
     x = torch.ones(size // 12)  # a value and what is made of it in two steps, four bytes an element each
-    return _least_s(lambda: (x * x).add(x))
+    (x * x).add(x)
+    return _seconds(lambda: (x * x).add(x))
 
 
 def _least_s(work: Callable[[], object]) -> float:

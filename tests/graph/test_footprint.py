@@ -1,5 +1,7 @@
 """What passes and rows need, and how much the processor's cache holds of it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -30,17 +32,28 @@ def test_noise_which_is_read_once_is_counted_beside_what_the_cache_should_hold()
 def test_the_cache_is_found_whatever_else_runs_for_a_moment(
     disturbed: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
+    moments: list[int] = []
 
     def seconds(size: int) -> float:
-        asked.append(size)
-        is_slow = size > 16 * MEGABYTE or (size == (disturbed or 0) * MEGABYTE and asked.count(size) == 1)
-        return size / (1e9 if is_slow else 4e9)
+        moments.append(size)
+        is_disturbed = size >= (disturbed or 1024) * MEGABYTE and len(moments) < 20
+        return size / (1e9 if is_disturbed or size > 16 * MEGABYTE else 4e9)
 
     monkeypatch.setattr(rates, "_filling_s", seconds)
+    monkeypatch.setattr(rates, "_CACHES", Path("/nowhere"))
     assert rates._cache_bytes() == 16 * MEGABYTE
 
 
 def test_what_lies_between_two_powers_of_two_is_found_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "_filling_s", lambda size: size / (1e9 if size > 13 * MEGABYTE else 4e9))
+    monkeypatch.setattr(rates, "_CACHES", Path("/nowhere"))
     assert rates._cache_bytes() == 12 * MEGABYTE
+
+
+def test_a_busy_machine_hides_no_more_than_a_part_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index, told in enumerate(("32K", "1024K", "65536K", "odd")):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "size").write_text(f"{told}\n")
+    monkeypatch.setattr(rates, "_filling_s", lambda size: size / (1e9 if size > MEGABYTE else 4e9))
+    monkeypatch.setattr(rates, "_CACHES", tmp_path)
+    assert rates._cache_bytes() == 16 * MEGABYTE
