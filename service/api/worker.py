@@ -21,14 +21,14 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.heartbeats import Pulse, State
-from service.api.spare import give_back
+from service.api.spare import Spare
 from service.api.supervisor import RETIRE
 from service.scheduler import Scheduler
 
 BACKLOG = 2048
 _ATTACH_FILTER = 26  # SO_ATTACH_FILTER of Linux
 _BEAT_S, _LOOK_S, _HANDSHAKE_S, _IDLE_S = 0.25, 0.02, 0.2, 1.0
-_SPARE_S = 10.0  # how often memory is given back: it takes milliseconds, and as much to have the pages anew
+_SPARE_S = 1.0  # how often one looks whether there is memory to be given back
 _REFUSE, _CUT = 0.8, 0.9  # of drain_s: then what is not done is refused; then it is cut, and the rest is for the end
 
 
@@ -109,9 +109,11 @@ class Worker(uvicorn.Server):
             await asyncio.sleep(_BEAT_S)
 
     async def _spare(self) -> None:
+        spare = Spare()
         while True:
             await asyncio.sleep(_SPARE_S)
-            await anyio.to_thread.run_sync(give_back)
+            if spare.is_much():
+                await anyio.to_thread.run_sync(spare.give_back)
 
     async def _take_waiting(self, listeners: list[socket.socket]) -> None:
         """Accept what the kernel has accepted, or is about to: whoever waits there would be cut off."""

@@ -6,20 +6,36 @@ import sys
 import psutil
 import pytest
 
-from service.api.spare import give_back
+from service.api.spare import Spare
 
 COUNT, BYTES = 1000, 100_000
 
 
 def test_what_is_free_between_what_is_used_is_given_back() -> None:
-    own = psutil.Process()
+    own, spare = psutil.Process(), Spare()
+    assert not spare.is_much()
     blocks = [bytearray(b"1" * BYTES) for _ in range(COUNT)]
     kept = blocks[::100]  # so that the allocator cannot give back the others by itself
     del blocks
     before = own.memory_info().rss
-    give_back()
+    assert spare.is_much()
+    spare.give_back()
     assert before - own.memory_info().rss > COUNT * BYTES / 2
+    assert not spare.is_much()
     assert all(block[0] == ord("1") for block in kept)
+
+
+def test_what_is_used_for_good_is_looked_at_once() -> None:
+    spare = Spare()
+    used = [bytearray(b"1" * BYTES) for _ in range(COUNT)]
+    assert spare.is_much()
+    spare.give_back()
+    assert not spare.is_much()
+    del used
+    spare.give_back()
+    again = [bytearray(b"1" * BYTES) for _ in range(COUNT)]
+    assert spare.is_much()
+    assert len(again) == COUNT
 
 
 @pytest.mark.parametrize(("share", "more"), [("", True), ("share()", False)])
