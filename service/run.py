@@ -27,6 +27,7 @@ from service.graph.footprint import Footprint, fits, memory_named
 from service.graph.nodes import returned, value_of
 from service.graph.precision import FLOAT32, ruled
 from service.graph.rates import cache_of, measured
+from service.graph.scaled_convolution import MANY
 from service.group import Group, Quantities, Rule, Statistics, of_rows
 from service.job import Pending, Steps
 from service.part import Part, Step, noise_rows, rows_of
@@ -62,7 +63,15 @@ class Run:
         if self.couples_rows:
             return part.rows
         most = footprint.rows_within(self.memory_bytes)
-        return min(most, step.row_passes) if step else most
+        most = min(most, step.row_passes) if step else most
+        return min(most, self._rows_of_many_passes(part, footprint)) if self.compiled.gains_by_passes else most
+
+    def _rows_of_many_passes(self, part: Part, footprint: Footprint) -> int:
+        """Return how many rows may run together so that the cache holds many of their passes."""
+        shapes, ask = [tuple(each.shape) for each in part.tensors], part.ask
+        if self.compiled.thinned_for(shapes, ask.per_row) is not None:
+            return part.rows
+        return footprint.suffix.rows_within(self._cache_bytes() // min(ask.passes, MANY))
 
     def rows_for(self, rows: int, footprint: Footprint) -> int:
         """Return how many rows run in place of so many: more, where that fits and passes that were captured serve."""
@@ -216,9 +225,11 @@ class Run:
         """Return how many passes of a block of rows run together: as many as the cache holds, and memory."""
         rows, alone = shapes[0][0], self.compiled.thinned_for(shapes, per_row) is not None
         inside, around = footprint.suffix.of(rows), footprint.around.of(rows)
-        cache_bytes = cache_of(self.captured.example[0].device) or measured().cache_bytes
-        in_cache = cache_bytes // max(1, around if alone else inside)
+        in_cache = self._cache_bytes() // max(1, around if alone else inside)
         return max(1, min(in_cache, footprint.passes_within(self.memory_bytes, rows, alone)))
+
+    def _cache_bytes(self) -> int:
+        return cache_of(self.captured.example[0].device) or measured().cache_bytes
 
     def statistics(self, part: Part) -> list[Statistics]:
         """Return the statistics of each output, still empty, as a part wants them."""

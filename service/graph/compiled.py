@@ -31,7 +31,7 @@ from service.graph.proof import close
 from service.graph.rates import measured
 from service.graph.replayed import Replays, capture_on
 from service.graph.rewrite import Rewritten, rewrite
-from service.graph.scaled_convolution import scale_by_channel
+from service.graph.scaled_convolution import ScaledConvolution, scale_by_channel
 from service.graph.split import Split, split
 from service.graph.thinning import Thinned, thin
 from service.graph.thinning_cost import better_whole, pays
@@ -57,6 +57,7 @@ class Compiled:
         notes: What the caller should know, such as sites where another form stands in.
         row_notes: What the caller should know besides in scope `row`.
         stochastic: For each output, whether noise reaches it.
+        gains_by_passes: Whether many passes of few rows take clearly less time than few of many.
     """
 
     def __init__(
@@ -99,6 +100,8 @@ class Compiled:
         self._modes: dict[bool, Mode] = {}
         self._replays = Replays(capture_on(self._device))
         self.stochastic = self._split.stochastic
+        nodes = self._split.suffix.graph.nodes
+        self.gains_by_passes = any(isinstance(node.target, ScaledConvolution) for node in nodes)
 
     def _kernel_fault(self) -> str | None:
         """Return why kernels that were chosen cannot serve: they are tried at once, for they depend on the device."""

@@ -35,6 +35,10 @@ class Cost:
         """Return the bytes of one pass of so many rows."""
         return self.fixed + self.row * rows
 
+    def rows_within(self, most_bytes: int) -> int:
+        """Return how many rows have a pass within so many bytes, one at least."""
+        return max(1, (most_bytes - self.fixed) // max(1, self.row))
+
     @staticmethod
     def through(two: int, four: int) -> "Cost":
         """Return the cost that two rows and four rows tell."""

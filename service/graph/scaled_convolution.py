@@ -15,7 +15,8 @@ from service.graph.products import is_scaling
 
 _PART_BYTES = 1 << 20  # of what channels give alone: it is made and taken up within the cache
 _SLOWER = 4  # measured: how many times as long as in a convolution a tap's product takes where a channel is alone
-_CLEARLY = 2  # the gain that the count of products must promise
+_CLEARLY = 0.5  # the part of all products that may be left
+MANY = 32  # passes, for which what channels give alone is little beside what passes make of it
 
 
 class ScaledConvolution:
@@ -39,9 +40,9 @@ class ScaledConvolution:
 
     def _pays(self, rows: int, noise: Tensor, x: Tensor) -> bool:
         """Tell whether all passes share x [B, C, H, W] and the noise [S, 1, C, 1, 1], and are many."""
-        passes, taps = noise.shape[0], self.convolve.taps.shape[1]
+        passes = noise.shape[0]
         is_shared = len(x) * passes == rows and noise[0].numel() == x.shape[1] and x.dtype == torch.float32
-        return is_shared and passes * taps > _CLEARLY * (passes + _SLOWER * taps)
+        return is_shared and part_left(passes, self.convolve.taps.shape[1]) < _CLEARLY
 
     def _by_channel(self, noise: Tensor, x: Tensor) -> Tensor:
         """Return the result for noise [S, C] and x [B, C, H, W]."""
@@ -67,6 +68,11 @@ class ScaledConvolution:
             torch.mm(noise, alone.flatten(1), out=own)
 
 
+def part_left(passes: int, taps: int) -> float:
+    """Return what takes as long as the products that are left, as a part of those of convolutions pass by pass."""
+    return (passes + _SLOWER * taps) / (passes * taps)
+
+
 def scale_by_channel(module: fx.GraphModule) -> fx.GraphModule:
     """Let the convolutions of a suffix, of fixed weights, take in the sites before them that scale a trunk's value."""
     found = [node for node in module.graph.nodes if _takes_its_site(node)]
@@ -81,7 +87,10 @@ def scale_by_channel(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _takes_its_site(node: fx.Node) -> bool:
-    if not isinstance(node.target, FixedConvolution) or node.target.groups != 1:
-        return False
-    site = node_operand(node)
+    is_fixed = isinstance(node.target, FixedConvolution) and node.target.groups == 1
+    return is_fixed and shares_value(node_operand(node))
+
+
+def shares_value(site: fx.Node) -> bool:
+    """Tell whether a node of a suffix is a site that scales the trunk's value, for one reader."""
     return is_scaling(site) and len(site.users) == 1 and node_operand(site, 2).op == "placeholder"

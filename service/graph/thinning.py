@@ -32,6 +32,7 @@ from service.graph.nodes import is_tensor, node_operand, operand, value_of
 from service.graph.passes import Values
 from service.graph.precision import narrow
 from service.graph.rewrite import NoiseInput
+from service.graph.scaled_convolution import shares_value
 from service.graph.shapes import BatchAxis
 from service.graph.split import Split
 
@@ -48,6 +49,7 @@ class Product:
         inputs: Index of the noise whose units its inputs are, if they are thinned.
         outputs: Index of the noise whose units its outputs are, if they are.
         is_whole: Whether it is left as it is.
+        taps: Of how many of each channel passes of whole values together would need one (see `scaled_convolution`).
     """
 
     name: str
@@ -57,6 +59,7 @@ class Product:
     inputs: int | None
     outputs: int | None
     is_whole: bool
+    taps: int = 1
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,9 @@ class _Thinner:
         result = value_of(node) if is_tensor(node) else None
         before, behind = (self.order[each.noise] if each else None for each in (inputs, outputs))
         sizes, is_whole = (weight.numel(), weight[0].numel()), node.name in self.whole
-        self.products.append(Product(node.name, result, *sizes, before, behind, is_whole))
+        is_shared = node.target is torch.ops.aten.conv2d.default and shares_value(node_operand(node))
+        taps = weight[0, 0].numel() if is_shared and operand(node, 6, 1) == 1 else 1
+        self.products.append(Product(node.name, result, *sizes, before, behind, is_whole, taps))
 
     def _other(self, node: fx.Node) -> None:
         """Carry the kept units on where a value's channels are treated alike, else spread them out."""

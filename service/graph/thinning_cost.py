@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import prod
 
 from service.graph.rates import Rates
+from service.graph.scaled_convolution import MANY, part_left
 from service.graph.shapes import Symbols
 from service.graph.thinning import Product, Thinned
 
@@ -22,6 +23,7 @@ class Work:
         kept_inputs: The part of its inputs that is kept.
         kept_outputs: The part of its outputs that is kept.
         is_whole: Whether it is left as it is.
+        left: The part of its products that passes of whole values together are left with.
     """
 
     outputs: int
@@ -30,6 +32,7 @@ class Work:
     kept_inputs: float
     kept_outputs: float
     is_whole: bool = False
+    left: float = 1.0
 
     def alone_s(self, rates: Rates) -> float:
         """Return its seconds in a pass by itself."""
@@ -49,7 +52,7 @@ class Work:
 
     def plain_s(self, rates: Rates) -> float:
         """Return the seconds on all units: multiply, write, and mask."""
-        return 2 * self.outputs * self.depth / rates.products + 2 * self.outputs / rates.writes
+        return 2 * self.outputs * self.depth * self.left / rates.products + 2 * self.outputs / rates.writes
 
 
 def pays(
@@ -80,4 +83,5 @@ def better_whole(
 def _work(product: Product, symbols: Symbols, shapes: Sequence[tuple[int, ...]], kept: Sequence[float]) -> Work:
     outputs = 0 if product.result is None else prod(symbols.lengths(symbols.dims(product.result), shapes))
     inside, outside = (1.0 if each is None else kept[each] for each in (product.inputs, product.outputs))
-    return Work(outputs, product.weight, product.depth, inside, outside, product.is_whole)
+    left = 1.0 if product.taps == 1 else part_left(MANY, product.taps)
+    return Work(outputs, product.weight, product.depth, inside, outside, product.is_whole, left)

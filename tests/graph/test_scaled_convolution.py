@@ -1,6 +1,7 @@
 """Convolutions that take in the site before them: each channel by itself once, and the whole graph's passes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,11 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from service import Predictor
+from service.ask import Asked
 from service.graph import scaled_convolution
 from service.graph.compiled import Compiled
 from service.graph.drawing import Draw, draw_noises
 from service.graph.passes import Mode
+from service.graph.rates import TYPICAL, Rates, assumed
 from service.graph.scaled_convolution import ScaledConvolution
+from service.graph.thinning import Thinned
+from service.graph.thinning_cost import pays
 from service.plan import make_plan
 
 CHANNELS, SIDE, PASSES = 5, 9, 40
@@ -141,6 +146,43 @@ def test_other_convolutions_are_as_they_were(module: nn.Module, by_channel: list
     predictor, x = captured(module.eval()), images(2)
     predictor.predict(x, passes=PASSES)
     assert (CHANNELS, SIDE, SIDE) not in [shape[1:] for shape in by_channel]
+
+
+def test_many_rows_run_by_as_few_as_leave_the_cache_to_many_passes(by_channel: list[tuple[int, ...]]) -> None:
+    """A pass of a row takes 7 · 7 · 4 numbers and more, so that some eighty of them are in a cache of 64 kB."""
+    predictor, x = captured(network(LAYERS["plain"]())), images(20)
+    asked = Asked(passes=PASSES)
+    with assumed(replace(TYPICAL, cache_bytes=1 << 16)):
+        few = predictor.predict(x, passes=PASSES)
+        shapes = set(by_channel)
+        compiled = predictor.prepared(asked).run.compiled
+        assert compiled.gains_by_passes
+        compiled.gains_by_passes = False
+        by_channel.clear()
+        together = predictor.predict(x, passes=PASSES)
+
+    assert shapes
+    assert max(rows for rows, *_ in shapes) <= 2
+    assert not by_channel, "so few passes of all rows are in the cache that to convolve channels alone does not pay"
+    torch.testing.assert_close(few.mean, together.mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(few.variance, together.variance, rtol=1e-4, atol=1e-6)
+
+
+def test_what_drops_little_is_convolved_by_channel_and_what_drops_much_is_thinned() -> None:
+    """By the rates of a common machine: 40 G operations, 5 G gathered and 10 G written elements each second."""
+    rates = Rates(4e10, 5e9, 1e10, 1.5e-6, 1 << 24)
+    layers = [nn.Conv2d(1, 64, 1), nn.Dropout2d(0.5), nn.Conv2d(64, 64, 5, padding=2), nn.Dropout2d(0.5)]
+    predictor = Predictor.capture(nn.Sequential(*layers, nn.Conv2d(64, 2, 1)).eval(), torch.randn(2, 1, 16, 16))
+    thinned = predictor.compile(make_plan(predictor.sites)).thinned
+    assert thinned is not None
+    assert [product.taps for product in thinned.products] == [25, 1]
+
+    def is_thinned(thinned: Thinned, kept: float) -> bool:
+        return pays(thinned, predictor._captured.symbols, [(64, 1, 16, 16)], (kept, kept), rates)
+
+    elsewhere = replace(thinned, products=tuple(replace(product, taps=1) for product in thinned.products))
+    assert [is_thinned(thinned, kept) for kept in (0.05, 0.5)] == [True, False]
+    assert is_thinned(elsewhere, 0.5)
 
 
 def test_a_site_whose_value_is_needed_elsewhere_stays(by_channel: list[tuple[int, ...]]) -> None:
