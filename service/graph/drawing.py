@@ -24,7 +24,7 @@ from service.graph.shapes import Symbols
 _STORE_BYTES = 16 << 20
 _ENTRY_BYTES = 1 << 10  # of a key and a tensor, whatever is in it
 _APART_BYTES = 1 << 16  # from which on a few pages more do not matter
-_LATELY = 1024  # draws ago, which is more than most questions take, and nearly all that ask for little
+_LATELY = 1024  # draws, more than most questions take: what was used since stays, what was asked for since is known
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ not know plans or where noise comes from.
 import torch
 from torch import Tensor, fx
 
+from service.dropout.variant import ActivationVariant
 from service.graph.acting import Apply
 from service.graph.fixed import FixedConvolution
 from service.graph.nodes import node_operand
@@ -92,5 +93,9 @@ def _takes_its_site(node: fx.Node) -> bool:
 
 
 def shares_value(site: fx.Node) -> bool:
-    """Tell whether a node of a suffix is a site that scales the trunk's value, for one reader."""
-    return is_scaling(site) and len(site.users) == 1 and node_operand(site, 2).op == "placeholder"
+    """Tell whether a node of a suffix is a site that scales the channels of a trunk's value, for one reader."""
+    if not is_scaling(site) or not isinstance(site.target, Apply):
+        return False
+    scaling = site.target.variant
+    by_channel = isinstance(scaling, ActivationVariant) and scaling.per_channel
+    return by_channel and len(site.users) == 1 and node_operand(site, 2).op == "placeholder"
