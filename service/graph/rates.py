@@ -15,7 +15,7 @@ from service.graph.kept import Kept, Scratch, select_weight
 _SIDE = 512
 _ROUNDS = 8
 _SIZES = tuple(part << power for power in range(19, 28) for part in (2, 3))  # in bytes, 1 MB to 384 MB
-_STILL_FAST = 0.65
+_TURNS, _TRIES, _STILL_FAST = 5, 3, 0.65
 _CACHES, _SHARED = Path("/sys/devices/system/cpu/cpu0/cache"), 4  # by how many others, or for other things
 _KEPT_BYTES = (32 << 20) - (1 << 13)  # just below the largest block that glibc ever keeps, on 64-bit machines
 
@@ -106,7 +106,7 @@ def _cache_bytes() -> int:
         best = max((known / least_s[known] for known in least_s if known < size), default=0.0)
         return size / least_s[size] < _STILL_FAST * best
 
-    for _ in range(_ROUNDS):
+    for _ in range(_TURNS):
         for size in _SIZES:
             least_s[size] = min(_filling_s(size), least_s.get(size, math.inf))
             if is_slow(size):
@@ -127,7 +127,7 @@ def _processors_bytes() -> int:
 def _filling_s(size: int) -> float:
     x = torch.ones(size // 12)  # a value and what is made of it in two steps, four bytes an element each
     (x * x).add(x)
-    return _seconds(lambda: (x * x).add(x))
+    return min(_seconds(lambda: (x * x).add(x)) for _ in range(_TRIES))
 
 
 def _least_s(work: Callable[[], object]) -> float:

@@ -36,7 +36,7 @@ def test_the_cache_is_found_whatever_else_runs_for_a_moment(
 
     def seconds(size: int) -> float:
         moments.append(size)
-        is_disturbed = size >= (disturbed or 1024) * MEGABYTE and len(moments) < 20
+        is_disturbed = size >= (disturbed or 1024) * MEGABYTE and len(moments) < 9
         return size / (1e9 if is_disturbed or size > 16 * MEGABYTE else 4e9)
 
     monkeypatch.setattr(rates, "_filling_s", seconds)
