@@ -7,13 +7,14 @@ less time than those that torch takes by default. Its pooling is quick where cha
 leaves them, and slow elsewhere. None of this can be vectorised.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from service.dropout.cell import States
 from service.dropout.windows import Window, maximum, stock_maximum
 from service.graph.sites import is_plain_pool
 
@@ -76,18 +77,43 @@ def round_parts(rows: int) -> list[int]:
     return parts
 
 
-def lstm(x: Tensor, hx: Sequence[Tensor], params: Sequence[Tensor], *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+def lstm(x: Tensor, hx: Sequence[Tensor], params: Sequence[Tensor], *others: Any) -> States:
     """Return what `aten.lstm.input` returns, run on a round number of rows: oneDNN makes a program for each number.
 
     That takes it some ten times as long as to run it, and half a megabyte.
     """
-    axis = 0 if others[-1] else 1  # batch_first
+    return _of_round_rows(x, hx, others[-1], lambda x, hx: aten.lstm.input(x, hx, params, *others))
+
+
+def lstm_layer(
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    parameters: Sequence[Tensor],
+    lengths: Tensor | None,
+    bidirectional: bool,
+    batch_first: bool,
+    *others: Any,
+) -> States:
+    """Return what `thinnet.lstm_layer` returns, run on a round number of rows: in eval mode it is torch's."""
+    layer = torch.ops.thinnet.lstm_layer.default
+    rest = parameters, lengths, bidirectional, batch_first, *others
+    if lengths is not None:  # which belong to rows, and let steps be ours
+        found: States = layer(x, h, c, *rest)
+        return found
+    return _of_round_rows(x, (h, c), batch_first, lambda x, hx: layer(x, *hx, *rest))
+
+
+def _of_round_rows(
+    x: Tensor, hx: Sequence[Tensor], batch_first: bool, run: Callable[[Tensor, Sequence[Tensor]], States]
+) -> States:
+    """Run an LSTM on a round number of rows, and return what it gives for those that there are."""
+    axis = 0 if batch_first else 1
     rows = x.shape[axis]
     more = next_round(rows) - rows if HAS_ONEDNN and x.device.type == "cpu" else 0
     if not more:
-        found: tuple[Tensor, Tensor, Tensor] = aten.lstm.input(x, hx, params, *others)
-        return found
-    y, h, c = aten.lstm.input(_longer(x, axis, more), [_longer(each, 1, more) for each in hx], params, *others)
+        return run(x, hx)
+    y, h, c = run(_longer(x, axis, more), [_longer(each, 1, more) for each in hx])
     return y.narrow(axis, 0, rows), h.narrow(1, 0, rows), c.narrow(1, 0, rows)
 
 
@@ -140,6 +166,7 @@ def tune(module: fx.GraphModule) -> None:
         _replace(module, aten.conv2d.default, convolve)
     _replace(module, aten.linear.default, linear)
     _replace(module, aten.lstm.input, lstm)
+    _replace(module, torch.ops.thinnet.lstm_layer.default, lstm_layer)
     pools = [node for node in module.graph.nodes if is_plain_pool(node)]
     for node in pools:
         node.target, node.args = MaxPool(_window(node)), node.args[:1]
