@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from service.dropout.cell import States
+from service.dropout.cell_layers import run_in_eval
 from service.dropout.windows import Window, maximum, stock_maximum
 from service.graph.sites import is_plain_pool
 
@@ -85,23 +86,20 @@ def lstm(x: Tensor, hx: Sequence[Tensor], params: Sequence[Tensor], *others: Any
     return _of_round_rows(x, hx, others[-1], lambda x, hx: aten.lstm.input(x, hx, params, *others))
 
 
-def lstm_layer(
+def layer_in_eval(
     x: Tensor,
-    h: Tensor,
-    c: Tensor,
+    states: Sequence[Tensor],
     parameters: Sequence[Tensor],
     lengths: Tensor | None,
     bidirectional: bool,
     batch_first: bool,
     *others: Any,
 ) -> States:
-    """Return what `thinnet.lstm_layer` returns, run on a round number of rows: in eval mode it is torch's."""
-    layer = torch.ops.thinnet.lstm_layer.default
+    """Return what `run_in_eval` returns, an LSTM run on a round number of rows, as `lstm` does."""
     rest = parameters, lengths, bidirectional, batch_first, *others
-    if lengths is not None:  # which belong to rows, and let steps be ours
-        found: States = layer(x, h, c, *rest)
-        return found
-    return _of_round_rows(x, (h, c), batch_first, lambda x, hx: layer(x, *hx, *rest))
+    if lengths is not None or len(states) < _PAIR:  # lengths belong to rows; a GRU is none of oneDNN's
+        return run_in_eval(x, states, *rest)
+    return _of_round_rows(x, states, batch_first, lambda x, hx: run_in_eval(x, hx, *rest))
 
 
 def _of_round_rows(
@@ -166,7 +164,7 @@ def tune(module: fx.GraphModule) -> None:
         _replace(module, aten.conv2d.default, convolve)
     _replace(module, aten.linear.default, linear)
     _replace(module, aten.lstm.input, lstm)
-    _replace(module, torch.ops.thinnet.lstm_layer.default, lstm_layer)
+    _replace(module, run_in_eval, layer_in_eval)
     pools = [node for node in module.graph.nodes if is_plain_pool(node)]
     for node in pools:
         node.target, node.args = MaxPool(_window(node)), node.args[:1]
@@ -184,7 +182,7 @@ def loosen_views(module: fx.GraphModule) -> None:
     _replace(module, aten.view.default, aten.reshape.default)
 
 
-def _replace(module: fx.GraphModule, plain: torch._ops.OpOverload, tuned: fx.node.Target) -> None:
+def _replace(module: fx.GraphModule, plain: fx.node.Target, tuned: fx.node.Target) -> None:
     nodes = module.graph.find_nodes(op="call_function", target=plain)
     for node in nodes:
         node.target = tuned

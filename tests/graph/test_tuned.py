@@ -17,7 +17,7 @@ from service.dropout.windows import Window
 from service.graph import fixed, tuned
 from service.graph.fixed import FixedConvolution, FixedLinear, fix_weights
 from service.graph.rewrite import rewrite
-from service.graph.tuned import LEAST, MaxPool, convolve, is_round, linear, lstm, lstm_layer, next_round, round_parts
+from service.graph.tuned import LEAST, MaxPool, convolve, is_round, layer_in_eval, linear, lstm, next_round, round_parts
 from service.plan import make_plan
 
 CONVOLUTIONS = {
@@ -305,15 +305,15 @@ def test_our_recurrent_layers_of_any_number_of_rows_are_the_plain_ones(
     layer = nn.LSTM(3, 5, batch_first=batch_first, bidirectional=directions == 2)
     x = torch.randn((rows, 4, 3) if batch_first else (4, rows, 3))
     h, c = (torch.randn(directions, rows, 5) for _ in range(2))
-    parameters, rest = layer._flat_weights, (directions == 2, batch_first, "variational-rnn", [0.3], False)
+    parameters, rest = layer._flat_weights, (directions == 2, batch_first, "variational-rnn", [0.3])
     taken, torchs = [], torch.lstm
     monkeypatch.setattr(torch, "lstm", lambda x, *given: taken.append(x.shape) or torchs(x, *given))
     with torch.inference_mode():
-        found = lstm_layer(x, h, c, parameters, None, *rest)
+        found = layer_in_eval(x, [h, c], parameters, None, *rest)
         (shape,) = taken
         expected, states = layer(x, (h, c))
         lengths = torch.full((rows,), 4)
-        of_lengths = lstm_layer(x, h, c, parameters, lengths, *rest)
+        of_lengths = layer_in_eval(x, [h, c], parameters, lengths, *rest)
     assert shape[0 if batch_first else 1] == next_round(rows)
     for mine, theirs in zip(found, (expected, *states), strict=True):
         torch.testing.assert_close(mine, theirs)
