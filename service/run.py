@@ -64,14 +64,15 @@ class Run:
             return part.rows
         most = footprint.rows_within(self.memory_bytes)
         most = min(most, step.row_passes) if step else most
-        return min(most, self._rows_of_many_passes(part, footprint)) if self.compiled.gains_by_passes else most
+        if not self._gains_by_passes(part):
+            return most
+        return min(most, footprint.suffix.rows_within(self._cache_bytes() // min(part.ask.passes, MANY)))
 
-    def _rows_of_many_passes(self, part: Part, footprint: Footprint) -> int:
-        """Return how many rows may run together so that the cache holds many of their passes."""
-        shapes, ask = [tuple(each.shape) for each in part.tensors], part.ask
-        if self.compiled.thinned_for(shapes, ask.per_row) is not None:
-            return part.rows
-        return footprint.suffix.rows_within(self._cache_bytes() // min(ask.passes, MANY))
+    def _gains_by_passes(self, part: Part) -> bool:
+        """Tell whether few rows should run together, so that the cache holds many of their passes."""
+        if not self.compiled.gains_by_passes or part.ask.per_row:
+            return False
+        return self.compiled.thinned_for([tuple(each.shape) for each in part.tensors], per_row=False) is None
 
     def rows_for(self, rows: int, footprint: Footprint) -> int:
         """Return how many rows run in place of so many: more, where that fits and passes that were captured serve."""

@@ -146,8 +146,8 @@ def test_other_convolutions_are_as_they_were(module: nn.Module, by_channel: list
     predictor, x = captured(module.eval()), images(2)
     predictor.predict(x, passes=PASSES)
     assert (CHANNELS, SIDE, SIDE) not in [shape[1:] for shape in by_channel]
-    gains = predictor.compile(make_plan(predictor.sites)).gains_by_passes
-    assert gains == bool(fused(predictor)) == isinstance(module[0], nn.Dropout2d)
+    assert not predictor.compile(make_plan(predictor.sites)).gains_by_passes
+    assert not fused(predictor), "nor are those of a single tap, such as the last network's first"
 
 
 def test_many_rows_run_by_as_few_as_leave_the_cache_to_many_passes(by_channel: list[tuple[int, ...]]) -> None:
