@@ -159,6 +159,8 @@ def test_many_rows_run_by_as_few_as_leave_the_cache_to_many_passes(by_channel: l
         shapes = set(by_channel)
         compiled = predictor.prepared(asked).run.compiled
         assert compiled.gains_by_passes
+        of_their_own = predictor.question(x, Asked(passes=PASSES, scope="row"))
+        assert of_their_own.run.rows_together(of_their_own.part, None) > len(x)
         compiled.gains_by_passes = False
         by_channel.clear()
         together = predictor.predict(x, passes=PASSES)
