@@ -7,6 +7,8 @@ For these operators torch has no vectorised form, so graphs that are vectorised 
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
 from operator import attrgetter
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from service.graph.nodes import float_operand, is_tensor, node_operand, operand, value_of
+from service.graph.nodes import float_operand, is_tensor, node_operand, only_user, operand, value_of
 from service.graph.products import ScaledLinear
 from service.graph.tuned import (
     HAS_ONEDNN,
@@ -24,6 +26,7 @@ from service.graph.tuned import (
     linear,
     loosen_views,
     pair,
+    rectified_linear,
     round_parts,
     suits_onednn,
     tune,
@@ -33,6 +36,8 @@ _SEVERAL = 8  # images that stand for any number of them but one
 _MOST_PACKED = 16  # forms of a weight that are kept: images of several sizes may come
 aten = torch.ops.aten
 _FEW = 16  # images up to which any number is run whole: to run few in several parts takes longer
+_SIZES_KEPT = 256
+_LITTLE, _FEW_WINDOWS = 1 << 21, 1 << 15  # measured: multiplications, and entries of windows, of an image
 _packed: Any = WeakTensorKeyDictionary()  # weight → {how it is used: the packed form}; all plans share it
 
 
@@ -52,8 +57,7 @@ class FixedLinear:
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Map x [..., I] to [..., O]."""
         if not suits_onednn(x, weight):
-            y = linear(x, weight, bias)
-            return y.relu_() if self.rectifies else y
+            return (rectified_linear if self.rectifies else linear)(x, weight, bias)
         then = "relu" if self.rectifies else "none"
         product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.packed, bias, then, [], "")
         return product
@@ -87,8 +91,9 @@ class Norm:
 
 
 class FixedConvolution:
-    """A convolution of images with a fixed weight; the channels of its result come last in memory.
+    """A convolution of images with a fixed weight; the channels of its result come last in memory but of a small image.
 
+    To call oneDNN takes longer than to convolve a small image, which torch itself does by a product of its windows.
     oneDNN keeps a program for each number of images, a third of a megabyte, and where requests are put together any
     number comes: what is neither round nor small is run as a few round ones. That depends on the number alone, for
     the same rows are to have the same bits whatever was asked before.
@@ -116,11 +121,25 @@ class FixedConvolution:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map x [B, I, H, W] to [B, O, H', W']."""
+        if len(x) == 1 and self._suits_product(x):
+            return self._product(x)
         images = x.contiguous(memory_format=torch.channels_last)
         count = len(images)
         if count <= _FEW or is_round(count):
             return self._convolved(images)
         return torch.cat([self._convolved(part) for part in torch.split(images, round_parts(count))])
+
+    def _suits_product(self, x: Tensor) -> bool:
+        """Tell whether an image is sooner convolved by torch's own product of its windows, which it lays out."""
+        kernel, (*_, dilation, groups) = self._weight.shape[2:], self.geometry
+        is_plain = dilation == (1, 1) and groups == 1 and (x.is_contiguous() or kernel == (1, 1))
+        return is_plain and _is_little(self._weight.shape, x.shape[2:], *self.geometry[:3])
+
+    def _product(self, x: Tensor) -> Tensor:
+        padding, stride, *_ = self.geometry
+        weight = self._weight if self._norm is None else _pack(self._weight, ("whole", self._norm), self._whole)
+        y: Tensor = aten._slow_conv2d_forward.default(x, weight, weight.shape[2:], self.bias, stride, padding)
+        return y.relu_() if self.rectifies else y
 
     def _convolved(self, images: Tensor) -> Tensor:
         convolution = torch.ops.mkldnn._convolution_pointwise.default
@@ -155,9 +174,7 @@ class FixedConvolution:
 
     def size_of(self, x: Tensor) -> tuple[int, int]:
         """Return H' and W' of x [B, I, …]."""
-        each = zip(x.shape[2:], self._weight.shape[2:], *self.geometry[:3], strict=True)
-        height, width = ((own + 2 * pad - hop * (taps - 1) - 1) // step + 1 for own, taps, pad, step, hop in each)
-        return height, width
+        return _size(x.shape[2:], self._weight.shape[2:], *self.geometry[:3])
 
     def _whole(self) -> Tensor:
         """Return the weight with the normalisation behind it put in."""
@@ -166,6 +183,21 @@ class FixedConvolution:
     def _pack_for(self, size: list[int]) -> Tensor:
         packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight.default(self._whole(), *self.geometry, size)
         return packed
+
+
+@lru_cache(maxsize=_SIZES_KEPT)
+def _is_little(weight: Sequence[int], lengths: Sequence[int], *geometry: Sequence[int]) -> bool:
+    """Tell whether an image of these lengths is small beside what oneDNN's call takes, for a weight [O, I, H, W]."""
+    outputs, *window = weight
+    entries = prod(window) * prod(_size(lengths, window[1:], *geometry))
+    return entries <= _FEW_WINDOWS and entries * outputs <= _LITTLE
+
+
+def _size(lengths: Sequence[int], kernel: Sequence[int], *geometry: Sequence[int]) -> tuple[int, int]:
+    """Return the lengths of what a convolution makes, for its padding, stride and dilation."""
+    each = zip(lengths, kernel, *geometry, strict=True)
+    height, width = ((own + 2 * pad - hop * (taps - 1) - 1) // step + 1 for own, taps, pad, step, hop in each)
+    return height, width
 
 
 def _pack(weight: Tensor, use: Hashable, pack: Callable[[], Any]) -> Any:
@@ -204,15 +236,14 @@ class _Writer:
     def linear(self, node: fx.Node) -> None:
         weight = self._fixed(operand(node, 1))
         if weight is not None:
-            rectifier = _only_user(node, aten.relu.default)
-            node.target = FixedLinear(weight, rectifier is not None)
-            self._drop(rectifier)
+            node.target = FixedLinear(weight, self._takes_rectifier(node))
 
     def scaled_linear(self, node: fx.Node) -> None:
         weight = self._fixed(operand(node, 3))
         if weight is not None:
             assert isinstance(node.target, ScaledLinear)
-            node.target = ScaledLinear(node.target.apply, FixedLinear(weight))
+            rectifies = self._takes_rectifier(node)
+            node.target = ScaledLinear(node.target.apply, FixedLinear(weight, rectifies), rectifies)
 
     def convolution(self, node: fx.Node) -> None:
         """Write a convolution with the normalisation and the rectifier that alone read it, each if there is one."""
@@ -221,14 +252,12 @@ class _Writer:
         if weight is None or not is_of_images or (bias is None and operand(node, 2) is not None):
             return
         pairs = [pair(operand(node, index, default)) for index, default in ((4, [0]), (3, [1]), (5, [1]))]
-        behind = _only_user(node, aten.batch_norm.default)
+        behind = only_user(node, aten.batch_norm.default)
         norm = self._norm(behind) if behind else None
-        rectifier = _only_user(node if norm is None or behind is None else behind, aten.relu.default)
-        geometry = *pairs, operand(node, 6, 1)
-        node.target = FixedConvolution(weight, bias, geometry, norm, rectifier is not None)
-        node.args, node.kwargs = (node_operand(node),), {}
         self._drop(behind if norm else None)
-        self._drop(rectifier)
+        geometry = *pairs, operand(node, 6, 1)
+        node.target = FixedConvolution(weight, bias, geometry, norm, self._takes_rectifier(node))
+        node.args, node.kwargs = (node_operand(node),), {}
 
     def _norm(self, node: fx.Node) -> Norm | None:
         given = [operand(node, index) for index in range(1, 5)]
@@ -246,13 +275,13 @@ class _Writer:
         is_plain = isinstance(value, Tensor) and value.dtype == torch.float32 and value.device.type == "cpu"
         return value if is_plain else None
 
+    def _takes_rectifier(self, node: fx.Node) -> bool:
+        """Take out the rectifier that alone reads a value, and tell whether there was one."""
+        rectifier = only_user(node, aten.relu.default)
+        self._drop(rectifier)
+        return rectifier is not None
+
     def _drop(self, node: fx.Node | None) -> None:
         if node is not None:
             node.replace_all_uses_with(node_operand(node))
             self.graph.erase_node(node)
-
-
-def _only_user(node: fx.Node, target: Any) -> fx.Node | None:
-    """Return the one reader of a value, if it is an operator of this kind."""
-    readers = list(node.users)
-    return readers[0] if len(readers) == 1 and readers[0].target is target else None

@@ -40,7 +40,7 @@ from service.graph.blocks import cut_out, drop_blocks, makes_squares, refuse_squ
 from service.graph.branches import drop_layer, shake_branch
 from service.graph.cells import TRAINED_CELLS, quieten
 from service.graph.masks import choose_mask
-from service.graph.nodes import float_operand, getitems, node_operand, operand, place_of
+from service.graph.nodes import float_operand, getitems, node_operand, only_user, operand, place_of
 from service.graph.paired import gate, mix_branches
 from service.graph.pools import TRAINED_POOLS, place_pool
 from service.graph.recurrent import RECURRENT, unroll_layers
@@ -141,10 +141,10 @@ def _bernoulli_path(canon: Canon, node: fx.Node) -> None:
         replace_blocks(canon, node)
         return
     q = operand(node, 1, 0.5)
-    scaled = _only_user(node, (aten.div_.Tensor, aten.div_.Scalar, *_DIVISIONS))
+    scaled = only_user(node, aten.div_.Tensor, aten.div_.Scalar, *_DIVISIONS)
     if not isinstance(q, float) or scaled is None or operand(scaled, 1) != q or not _one_for_each_row(canon, node):
         return
-    product = _only_user(scaled, (aten.mul.Tensor,))
+    product = only_user(scaled, aten.mul.Tensor)
     x = _other_factor(product, scaled)
     if product is not None and x is not None:
         _replace_branch(canon, product, x, q, [scaled, node, *_sources(node)])
@@ -153,9 +153,9 @@ def _bernoulli_path(canon: Canon, node: fx.Node) -> None:
 def _rand_path(canon: Canon, node: fx.Node) -> None:
     """Claim (x / q) · ⌊q + u⌋ where u ~ U(0, 1) has one entry for each row, or one for all."""
     refuse_squares(canon, node)
-    shifted = _only_user(node, (aten.add.Tensor, aten.add_.Tensor, aten.add.Scalar))
-    floored = _only_user(shifted, (aten.floor_.default, aten.floor.default))
-    product = _only_user(floored, (aten.mul.Tensor,))
+    shifted = only_user(node, aten.add.Tensor, aten.add_.Tensor, aten.add.Scalar)
+    floored = only_user(shifted, aten.floor_.default, aten.floor.default)
+    product = only_user(floored, aten.mul.Tensor)
     divided = _other_factor(product, floored)
     if shifted is None or floored is None or product is None or divided is None or divided.target not in _DIVISIONS:
         return
@@ -174,11 +174,6 @@ def _replace_branch(canon: Canon, product: fx.Node, x: fx.Node, q: float, claime
 
 def _sources(node: fx.Node) -> list[fx.Node]:
     return [arg for arg in node.all_input_nodes if arg.target in (aten.empty.memory_format, aten.new_empty.default)]
-
-
-def _only_user(node: fx.Node | None, targets: tuple[Any, ...]) -> fx.Node | None:
-    users = list(node.users) if node is not None else []
-    return users[0] if len(users) == 1 and users[0].target in targets else None
 
 
 def _other_factor(product: fx.Node | None, one: fx.Node | None) -> fx.Node | None:

@@ -103,6 +103,12 @@ def is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), Tensor)
 
 
+def only_user(node: fx.Node | None, *targets: Any) -> fx.Node | None:
+    """Return the one node that reads a value, if it calls one of these."""
+    users = list(node.users) if node is not None else []
+    return users[0] if len(users) == 1 and users[0].target in targets else None
+
+
 def getitems(node: fx.Node) -> list[tuple[int, fx.Node]]:
     """Return the users of a node that returns several values, each with the index that it takes."""
     return [(int_operand(user, 1), user) for user in list(node.users)]

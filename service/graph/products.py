@@ -28,17 +28,19 @@ class ScaledLinear:
     Args:
         apply: The site.
         linear: What calls the layer, by value, weight and bias.
+        rectifies: Whether the result is rectified, by that too.
     """
 
-    def __init__(self, apply: Apply, linear: Linear = F.linear) -> None:
-        self.apply, self.linear = apply, linear
+    def __init__(self, apply: Apply, linear: Linear = F.linear, rectifies: bool = False) -> None:
+        self.apply, self.linear, self.rectifies = apply, linear, rectifies
         self.__name__ = f"linear_of_{apply.__name__}"
 
     def __call__(self, rows: int, noise: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return weight · (x ∘ noise) + bias for `rows` rows in all [S · B, O]."""
+        """Return weight · (x ∘ noise) + bias for `rows` rows in all [S · B, O], rectified where it is to be."""
         is_folded = noise.dim() > x.dim()
         if is_folded and x.dtype == weight.dtype and is_one_product(rows, noise, x, weight):
-            return one_product(self.apply.factors(noise, x)[:, 0], self.apply.entering(x), weight, bias)
+            y = one_product(self.apply.factors(noise, x)[:, 0], self.apply.entering(x), weight, bias)
+            return y.relu_() if self.rectifies else y
         if is_folded and self.apply.in_parts and rows * x.shape[1] * x.element_size() > _PART_BYTES:
             return part_by_part(rows, self.apply.factors(noise, x), x, weight, bias, self.linear)
         return self.linear(self.apply(rows, noise, x), weight, bias)

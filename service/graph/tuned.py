@@ -4,7 +4,7 @@ It does not know plans. For one row and a small image torch's convolution unfold
 matrix product, and for a value whose axes stand in another order its linear layer takes a product for each entry of the
 first axis. Both take longer than the operator that it chooses for other inputs, and many of oneDNN's products take
 less time than those that torch takes by default. Its pooling is quick where channels come last in memory, as oneDNN
-leaves them, and slow elsewhere. None of this can be vectorised.
+leaves them, and slow elsewhere but for few values. None of this can be vectorised.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from service.dropout.cell import States
 from service.dropout.cell_layers import run_in_eval
 from service.dropout.windows import Window, maximum, stock_maximum
+from service.graph.nodes import only_user
 from service.graph.sites import is_plain_pool
 
 LEAST = 1 << 19  # multiplications of a product from which on oneDNN's call is worth what it costs
@@ -24,7 +25,8 @@ _ROUND = (1, 3, 5, 25)  # times a power of two: numbers of rows that come again 
 HAS_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call] # torch's
 _PAIR = 2
 IMAGES = 4  # axes of a batch of images
-_CHANNELS, _MANY_CHANNELS, _FEW = 8, 32, 1 << 15  # measured: channels that pay, and values that are soon read
+_CHANNELS, _MANY_CHANNELS = 8, 32  # measured: channels that pay, where they come last in memory
+_FEW, _FEW_APART = 1 << 15, 3 << 12  # the same: values that are soon read, where channels come last and elsewhere
 aten = torch.ops.aten
 
 
@@ -47,19 +49,31 @@ def convolve(
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return what `linear` returns for x [..., I]: as one product, by oneDNN where that is worth it."""
-    if x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and suits_onednn(x, weight):
+    if _suits_onednn_as_it_is(x, weight):
         y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
         return y
     return F.linear(x if x.dim() <= _PAIR else x.contiguous(), weight, bias)
+
+
+def rectified_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return what `relu` makes of `linear`: oneDNN rectifies what is still in the cache."""
+    if _suits_onednn_as_it_is(x, weight):
+        y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "relu", [], "")
+        return y
+    return linear(x, weight, bias).relu_()
+
+
+def _suits_onednn_as_it_is(x: Tensor, weight: Tensor) -> bool:
+    return x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and suits_onednn(x, weight)
 
 
 def suits_onednn(x: Tensor, weight: Tensor) -> bool:
     """Tell whether x [..., I] times a weight [O, I] is a product that oneDNN should take.
 
     It makes a program for each number of rows and keeps a thousand of them, half a megabyte each, and where requests
-    are put together as they come, any number comes.
+    are put together as they come, any number comes. A matrix that lies in another order it would first copy.
     """
-    if not HAS_ONEDNN or x.numel() * len(weight) < LEAST:
+    if not HAS_ONEDNN or x.numel() * len(weight) < LEAST or (x.dim() == _PAIR and not x.is_contiguous()):
         return False
     return is_round(x.numel() // x.shape[-1])
 
@@ -135,10 +149,11 @@ class MaxPool:
 
         It reads a window at a time; ours all windows at once, once for each entry of theirs.
         """
-        if x.dim() != IMAGES or self._window.dims != _PAIR or x.shape[1] < _CHANNELS:
+        if x.dim() != IMAGES or self._window.dims != _PAIR:
             return False
-        is_last = x.is_contiguous(memory_format=torch.channels_last)
-        return is_last and (x.numel() <= _FEW or (self._skips and x.shape[1] >= _MANY_CHANNELS))
+        if x.shape[1] < _CHANNELS or not x.is_contiguous(memory_format=torch.channels_last):
+            return x.numel() < _FEW_APART
+        return x.numel() <= _FEW or (self._skips and x.shape[1] >= _MANY_CHANNELS)
 
 
 def next_round(rows: int) -> int:
@@ -163,6 +178,7 @@ def tune(module: fx.GraphModule) -> None:
     if HAS_ONEDNN:
         _replace(module, aten.conv2d.default, convolve)
     _replace(module, aten.linear.default, linear)
+    _take_in_rectifiers(module)
     _replace(module, aten.lstm.input, lstm)
     _replace(module, run_in_eval, layer_in_eval)
     pools = [node for node in module.graph.nodes if is_plain_pool(node)]
@@ -170,6 +186,17 @@ def tune(module: fx.GraphModule) -> None:
         node.target, node.args = MaxPool(_window(node)), node.args[:1]
     if pools:
         module.recompile()
+
+
+def _take_in_rectifiers(module: fx.GraphModule) -> None:
+    """Let linear layers rectify what nothing but a rectifier reads."""
+    for node in module.graph.find_nodes(op="call_function", target=linear):
+        rectifier = only_user(node, aten.relu.default, aten.relu_.default)
+        if rectifier is not None:
+            node.target = rectified_linear
+            rectifier.replace_all_uses_with(node)
+            module.graph.erase_node(rectifier)
+    module.recompile()
 
 
 def _window(node: fx.Node) -> Window:

@@ -55,12 +55,15 @@ def fused(compiled: Compiled) -> list[ScaledLinear]:
     return [node.target for node in compiled._split.suffix.graph.nodes if isinstance(node.target, ScaledLinear)]
 
 
+@pytest.mark.parametrize("behind", [(), (nn.ReLU(),)])
 @pytest.mark.parametrize("rows", [1, 2, 5])
 @pytest.mark.parametrize("variant", UNITWISE)
-def test_each_pass_is_the_whole_graphs(variant: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_pass_is_the_whole_graphs(
+    variant: str, rows: int, behind: tuple[nn.Module, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In parts of two rows, too."""
     monkeypatch.setattr(products, "_PART_BYTES", 2 * 3 * 12 * 4)
-    predictor, x = captured(mlp()), torch.randn(rows, WIDTH)
+    predictor, x = captured(nn.Sequential(mlp(), *behind)), torch.randn(rows, WIDTH)
     compiled = Compiled(predictor._captured, make_plan(predictor.sites, variant))
     draw = Draw(4, 0, PASSES, None)
     noises = draw_noises(compiled._rewritten.noises, predictor._captured.symbols, [(rows, WIDTH)], draw, x.device)
@@ -72,6 +75,7 @@ def test_each_pass_is_the_whole_graphs(variant: str, rows: int, monkeypatch: pyt
     with torch.inference_mode():
         expected = torch.stack([compiled._rewritten.module(x, rows, noises[0][t])[0] for t in range(PASSES)])
     assert len(taken) == 1
+    assert [each.rectifies for each in fused(compiled)] == [bool(behind)]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(found[0], found[1])
 

@@ -15,9 +15,22 @@ from torch.nn import functional as F
 from service import Predictor
 from service.dropout.windows import Window
 from service.graph import fixed, tuned
-from service.graph.fixed import FixedConvolution, FixedLinear, fix_weights
+from service.graph.fixed import FixedConvolution, FixedLinear, Norm, fix_weights
+from service.graph.products import ScaledLinear
 from service.graph.rewrite import rewrite
-from service.graph.tuned import LEAST, MaxPool, convolve, is_round, layer_in_eval, linear, lstm, next_round, round_parts
+from service.graph.tuned import (
+    LEAST,
+    MaxPool,
+    convolve,
+    is_round,
+    layer_in_eval,
+    linear,
+    lstm,
+    next_round,
+    rectified_linear,
+    round_parts,
+    suits_onednn,
+)
 from service.plan import make_plan
 
 CONVOLUTIONS = {
@@ -103,7 +116,27 @@ def test_a_linear_layer_is_torchs_in_any_order_of_axes(outputs: int, dtype: torc
 
     for given in (x, x.transpose(0, 1), x.flatten(0, 1)):
         allowed = {"rtol": 0.02, "atol": 0.05} if dtype == torch.bfloat16 else {}
-        torch.testing.assert_close(linear(given, weight, bias), F.linear(given, weight, bias), **allowed)
+        expected = F.linear(given, weight, bias)
+        torch.testing.assert_close(linear(given, weight, bias), expected, **allowed)
+        torch.testing.assert_close(rectified_linear(given, weight, bias), expected.relu(), **allowed)
+
+
+def test_onednn_takes_no_matrix_that_it_would_copy() -> None:
+    x, weight = torch.randn(64, 64), torch.randn(LEAST // 64, 64)
+
+    assert suits_onednn(x, weight)
+    assert suits_onednn(x.view(2, 32, 64).transpose(0, 1), weight)
+    assert not suits_onednn(x.t(), weight)
+
+
+def test_a_linear_layer_takes_in_its_site_and_its_rectifier() -> None:
+    network = nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.5), nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 2))
+    predictor = Predictor.capture(network.eval(), torch.randn(2, 4))
+    compiled = predictor.compile(make_plan(predictor.sites))
+    calls = [node.target for node in compiled._split.suffix.graph.nodes if node.op == "call_function"]
+
+    assert [type(each) for each in calls] == [ScaledLinear, FixedLinear]
+    assert calls[0].rectifies
 
 
 @pytest.mark.parametrize("rows", [1, 3, 40])
@@ -142,8 +175,10 @@ def _pool(layer: nn.MaxPool2d) -> MaxPool:
     ("pool", "shape", "is_last", "is_stock"),
     [
         ((2, 2), (1, 16, 24, 24), True, True),
-        ((2, 2), (1, 16, 24, 24), False, False),
-        ((2, 2), (1, 4, 24, 24), True, False),
+        ((2, 2), (1, 16, 24, 24), False, True),
+        ((2, 2), (1, 32, 24, 24), False, False),
+        ((2, 2), (1, 4, 24, 24), True, True),
+        ((2, 2), (8, 4, 24, 24), True, False),
         ((2, 2), (32, 64, 24, 24), True, False),
         ((3, 2, 1), (32, 64, 24, 24), True, True),
         ((3, 1, 1), (32, 64, 24, 24), True, False),
@@ -230,7 +265,7 @@ def test_many_numbers_of_images_take_few_programs(monkeypatch: pytest.MonkeyPatc
     run, whole = set(), FixedConvolution._convolved
     monkeypatch.setattr(FixedConvolution, "_convolved", lambda own, x: run.add(len(x)) or whole(own, x))
     images = torch.randn(130, 4, 5, 6)
-    for count in range(1, 131):
+    for count in range(2, 131):
         with torch.inference_mode():
             found = layer(images[:count])
             expected = F.conv2d(images[:count], weight, bias, padding=1).relu()
@@ -238,6 +273,39 @@ def test_many_numbers_of_images_take_few_programs(monkeypatch: pytest.MonkeyPatc
         assert found.is_contiguous(memory_format=torch.channels_last)
 
     assert {count for count in run if not is_round(count)} == {7, 9, 11, 13, 14, 15}
+
+
+@pytest.mark.parametrize(
+    ("weight", "shape", "order", "options", "is_product"),
+    [
+        ((20, 1, 5, 5), (1, 1, 28, 28), torch.contiguous_format, {}, True),
+        ((50, 20, 5, 5), (1, 20, 12, 12), torch.contiguous_format, {}, True),
+        ((50, 20, 5, 5), (1, 20, 12, 12), torch.channels_last, {}, False),
+        ((50, 20, 5, 5), (2, 20, 12, 12), torch.contiguous_format, {}, False),
+        ((64, 64, 3, 3), (1, 64, 16, 16), torch.contiguous_format, {}, False),
+        ((128, 64, 1, 1), (1, 64, 16, 16), torch.channels_last, {"stride": (2, 2)}, True),
+        ((512, 64, 1, 1), (1, 64, 32, 32), torch.channels_last, {"stride": (2, 2)}, False),
+        ((6, 2, 3, 3), (1, 4, 9, 8), torch.contiguous_format, {"groups": 2}, False),
+        ((6, 4, 3, 2), (1, 4, 9, 8), torch.contiguous_format, {"dilation": (2, 1)}, False),
+        ((6, 4, 3, 2), (1, 4, 9, 8), torch.contiguous_format, {"padding": (1, 0), "stride": (1, 2)}, True),
+    ],
+)
+def test_a_small_image_is_convolved_by_a_product(
+    weight: Any, shape: Any, order: Any, options: dict[str, Any], is_product: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = {"padding": (0, 0), "stride": (1, 1), "dilation": (1, 1), "groups": 1} | options
+    norm = Norm(None, torch.randn(weight[0]), torch.randn(weight[0]), torch.rand(weight[0]) + 0.5, 1e-3)
+    w, x = torch.randn(weight), torch.randn(shape).contiguous(memory_format=order)
+    products, product = [], FixedConvolution._product
+    monkeypatch.setattr(FixedConvolution, "_product", lambda own, x: products.append(x) or product(own, x))
+
+    with torch.inference_mode():
+        found = FixedConvolution(w, None, tuple(plain.values()), norm, rectifies=True)(x)
+        convolved = F.conv2d(x, w, None, **plain)
+        expected = F.batch_norm(convolved, norm.mean, norm.variance, None, norm.bias, eps=norm.eps).relu()
+
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert bool(products) == is_product
 
 
 @pytest.mark.parametrize("images", [1, 6])
