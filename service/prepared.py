@@ -16,6 +16,7 @@ from service.graph.capture import Captured
 from service.graph.compiled import Compiled
 from service.graph.precision import FLOAT32, TF32
 from service.graph.sites import Site
+from service.graph.sources import forget_sources
 from service.plan import Plan, choose_passes, make_plan
 from service.quantities import known_noise, needs_samples
 from service.run import Run
@@ -112,6 +113,7 @@ class Preparation:
                 raise NoActiveSite(f"the sites {', '.join(plan)} do not reach any output; activate others")
             if gone := self._plans.keep(key, compiled):
                 self._kinds.drop(lambda each: each.run.compiled in gone)
+            forget_sources()
         return compiled
 
     def clear(self) -> None:

@@ -1,8 +1,11 @@
 """What is made once for each kind of question: equal kinds share it, others never do."""
 
+import linecache
+
 import pytest
 import torch
 from torch import nn
+from torch.fx import graph_module
 
 from service import Predictor
 from service.ask import Asked
@@ -64,3 +67,16 @@ def test_a_plan_that_had_to_go_is_held_by_no_kind(predictor: Predictor, monkeypa
     for each in asked:
         predictor.prepared(each)
     assert [predictor.found(each) is not None for each in asked] == [False, True, True]
+
+
+def test_plans_that_are_let_go_of_leave_none_of_their_source(predictor: Predictor) -> None:
+    """torch.fx keeps the source of every graph, and what it names, for the life of the process."""
+
+    def kept() -> int:
+        return sum(str(place).startswith("<eval_with_key>") for place in linecache.cache)
+
+    for p in range(1, 41):
+        predictor.predict(torch.zeros(1, 3), passes=2, p=p / 100)
+
+    assert kept() < 40
+    assert len(graph_module._loader.eval_cache) < 40

@@ -16,7 +16,7 @@ _trim: Callable[[int], int] | None = getattr(_C, "malloc_trim", None)  # glibc a
 _allow: Callable[[int, int], int] | None = getattr(_C, "mallopt", None)
 _ARENAS = -8  # M_ARENA_MAX
 _STATM = Path("/proc/self/statm")
-_LITTLE_BYTES = 16 << 20  # held more than at the least; to give back takes milliseconds, and as much to have it anew
+_LITTLE_BYTES = 8 << 20  # held more than at the least; to give back takes milliseconds, and as much to have it anew
 
 
 class Spare:
