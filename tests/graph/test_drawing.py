@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from service import Predictor
 from service.dropout.noise import Stream
+from service.dropout.variant import scaled_keep
 from service.graph import drawing
 from service.graph.drawing import Store
 
@@ -100,12 +101,12 @@ def test_no_run_writes_to_what_is_kept(store: Store) -> None:
     predictor, x = mlp(), torch.randn(300, 3)
     for _ in range(2):
         predictor.predict(x, passes=20)
-    before = {key: held.clone() for key, [(_, held)] in store._held.items()}
+    before = {key: held.values.clone() for key, [held] in store._held.items()}
     for asked in ({}, {"precision": "bfloat16"}, {"quantities": ["samples"]}):
         predictor.predict(x, passes=20, **asked)  # type: ignore[arg-type] # of several types
 
     assert before
-    assert all(torch.equal(store._held[key][0][1], held) for key, held in before.items())
+    assert all(torch.equal(store._held[key][0].values, held) for key, held in before.items())
 
 
 def passes_of(*indices: int) -> Tensor:
@@ -114,7 +115,7 @@ def passes_of(*indices: int) -> Tensor:
 
 
 def held_bytes(store: Store) -> int:
-    return sum(drawn.nbytes + 1024 for held in store._held.values() for _, drawn in held)
+    return sum(each.values.nbytes + 1024 for held in store._held.values() for each in held)
 
 
 def test_fewer_passes_are_found_among_more_and_more_take_their_place(store: Store, drawn: list[Stream]) -> None:
@@ -144,7 +145,7 @@ def test_passes_are_found_by_their_indices() -> None:
     assert found[:, 0].tolist() == [5, 6]
 
     store.put("a", 3, passes_of(3, 4, 5, 6))
-    assert [first for first, _ in store._held["a"]] == [7, 3]
+    assert [each.first for each in store._held["a"]] == [7, 3]
     assert store._bytes == held_bytes(store)
 
 
@@ -195,3 +196,58 @@ def test_large_noise_is_held_in_pages_of_its_own(store: Store) -> None:
     found = store.find("small", 0, 2)
     assert found is not None
     assert found.data_ptr() == small.data_ptr()
+
+
+@pytest.mark.parametrize("q", [0.9, 0.5])
+def test_much_of_two_values_is_held_as_truth_values_and_told_as_it_was(q: float) -> None:
+    store, drawn = Store(1 << 22), scaled_keep(Stream(1, "site", 4, 8), q, (50, 1000))
+    store.put("much", 4, drawn)
+    found = store.find("much", 5, 3)
+
+    assert found is not None
+    assert torch.equal(found, drawn[1:4])
+    assert found.dtype == drawn.dtype
+    assert store._bytes == drawn.numel() + 1024
+    assert store._held["much"][0].values.data_ptr() % mmap.PAGESIZE == 0
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        torch.randn(4, 1, 100_000),
+        torch.randint(0, 3, (4, 1, 100_000)).float(),
+        torch.randint(-1, 1, (4, 1, 100_000)).float(),
+        torch.full((4, 1, 100_000), torch.nan),
+        torch.randint(0, 2, (4, 1, 100_000)).double(),
+    ],
+    ids=["normal", "three values", "0 and less", "no numbers", "of another type"],
+)
+def test_what_is_of_other_values_is_held_as_it_is(drawn: Tensor) -> None:
+    store = Store(1 << 25)
+    store.put("a", 0, drawn)
+    found = store.find("a", 0, 4)
+
+    assert found is not None
+    torch.testing.assert_close(found, drawn, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("scope", ["pass", "row"])
+def test_several_threads_draw_what_one_draws(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, x = mlp(), torch.randn(5, 3)
+    threads, pools = torch.get_num_threads(), []
+    pool = drawing.ThreadPoolExecutor
+    monkeypatch.setattr(drawing, "ThreadPoolExecutor", lambda count: pools.append(count) or pool(count))
+    monkeypatch.setattr(drawing, "_MANY", 2)
+    found = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(predictor.predict(x, passes=20, scope=scope, seed=77))
+            monkeypatch.setattr(drawing, "_store", Store(1 << 20))
+    finally:
+        torch.set_num_threads(threads)
+
+    assert pools
+    assert set(pools) == {2}
+    assert torch.equal(found[0].mean, found[1].mean)
+    assert torch.equal(found[0].variance, found[1].variance)
