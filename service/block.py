@@ -11,6 +11,7 @@ from service.clock import Clock, Taken
 from service.graph.drawing import Draw
 from service.graph.footprint import Footprint, fits
 from service.graph.layout import with_rows
+from service.graph.tuned import is_round
 from service.group import Quantities
 from service.part import Part, Step, noise_rows, rows_of
 
@@ -88,11 +89,16 @@ class Block:
         return self.tensors[0].shape[0] - sum(group.rows for group in self.groups)
 
     def _next_passes(self, first: int) -> int:
-        """Return how many passes run next."""
-        chunk = self.run.chunk(self.footprint, self.shapes, self.ask.per_row)
-        if self.step:
-            chunk = min(chunk, self.step.passes(self.shapes[0][0], self.before))
-        return min(chunk, *(group.stop - first for group in self.groups))
+        """Return how many passes run next: about as many as in each chunk until rows may end.
+
+        Somewhat more where, times rows, they are a round number, and so is what is left: operators run these fastest.
+        """
+        rows, left = self.shapes[0][0], min(group.stop for group in self.groups) - first
+        most = self.run.chunk(self.footprint, self.shapes, self.ask.per_row)
+        alike = -(-left // -(-left // most))
+        several = range(alike, min(most, left) + 1)
+        passes = next((each for each in several if is_round(each * rows) and is_round(left % each * rows)), alike)
+        return min(passes, self.step.passes(rows, self.before)) if self.step else passes
 
     def _take(self, draw: Draw) -> None:
         """Run passes and take them into the statistics of all groups, or of none."""

@@ -26,7 +26,7 @@ from service.graph.drawing import Draw
 from service.graph.footprint import Footprint, fits, memory_named
 from service.graph.nodes import returned, value_of
 from service.graph.precision import FLOAT32, ruled
-from service.graph.rates import cache_of, measured
+from service.graph.rates import KEPT_BYTES, cache_of, measured
 from service.graph.scaled_convolution import MANY
 from service.group import Group, Quantities, Rule, Statistics, of_rows
 from service.job import Pending, Steps
@@ -225,9 +225,12 @@ class Run:
     def chunk(self, footprint: Footprint, shapes: Sequence[tuple[int, ...]], per_row: bool) -> int:
         """Return how many passes of a block of rows run together: as many as the cache holds, and memory."""
         rows, alone = shapes[0][0], self.compiled.thinned_for(shapes, per_row) is not None
-        inside, around = footprint.suffix.of(rows), footprint.around.of(rows)
-        in_cache = self._cache_bytes() // max(1, around if alone else inside)
-        return max(1, min(in_cache, footprint.passes_within(self.memory_bytes, rows, alone)))
+        most = footprint.passes_within(self.memory_bytes, rows, alone)
+        if alone:
+            return max(1, min(most, self._cache_bytes() // max(1, footprint.around.of(rows))))
+        if self.captured.example[0].device.type == "cpu":
+            most = min(most, KEPT_BYTES // max(1, footprint.largest.of(rows)))
+        return max(1, min(most, self._cache_bytes() // max(1, footprint.suffix.of(rows))))
 
     def _cache_bytes(self) -> int:
         return cache_of(self.captured.example[0].device) or measured().cache_bytes

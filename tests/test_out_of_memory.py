@@ -125,7 +125,7 @@ def test_the_largest_that_fits_is_within_a_factor_of_two() -> None:
         predictor.predict(x, passes=1000)
 
     assert [passes for _, passes in device.refused] == [1000, 500, 250, 125]
-    assert max(passes for _, passes in device.ran) == 62
+    assert max(passes for _, passes in device.ran) == 59  # 17 chunks that are alike; 62 are allowed
 
 
 def test_what_did_not_fit_is_tried_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -305,9 +305,9 @@ class Compiled:
         trunk_row = Cost.through(two.trunk, four.trunk).row
         if per_row:
             one = self._peaks(inputs, 1)
-            return Footprint(trunk_row, Cost(0, one.suffix), Cost(0, one.around), one.kept)
+            return Footprint(trunk_row, Cost(0, one.suffix), Cost(0, one.around), one.kept, Cost(0, one.largest))
         suffix, around = Cost.through(two.suffix, four.suffix), Cost.through(two.around, four.around)
-        return Footprint(trunk_row, suffix, around, two.kept // 2)
+        return Footprint(trunk_row, suffix, around, two.kept // 2, Cost.through(two.largest, four.largest))
 
     def _peaks(self, inputs: tuple[Tensor, ...], rows: int) -> Peaks:
         few = tuple(with_rows(each, rows) for each in inputs)

@@ -55,6 +55,7 @@ class Footprint:
         suffix: One pass at the peak of the suffix, noise apart: what the processor's cache should hold.
         around: What a pass's noise, which is read once, its drawing and its statistics need besides.
         kept_row: Bytes of one row that the statistics of all passes hold.
+        largest: The largest value of one pass, which memory that is kept at hand should hold.
         ceiling: Bytes past which a device had no memory, so that nobody tries again for a while.
         lowered: When it turned out, by `time.monotonic`: others, who may have had that memory, come and go.
     """
@@ -63,6 +64,7 @@ class Footprint:
     suffix: Cost
     around: Cost
     kept_row: int
+    largest: Cost
     ceiling: int = sys.maxsize
     lowered: float = -math.inf
 
@@ -119,20 +121,27 @@ class Peaks:
     suffix: int
     around: int
     kept: int
+    largest: int
 
     @staticmethod
-    def of(trunk: int, suffix: int, noises: list[Tensor], outputs: tuple[Tensor, ...]) -> "Peaks":
+    def of(trunk: "Meter", suffix: "Meter", noises: list[Tensor], outputs: tuple[Tensor, ...]) -> "Peaks":
         """Return the peaks of a run with its noise and its outputs."""
         drawn, given = (sum(each.nbytes for each in tensors) for tensors in (noises, outputs))
-        return Peaks(trunk, suffix, _DRAWING * drawn + _STATISTICS * given, _KEPT * given)
+        largest = max(suffix.largest, *(each.nbytes for each in noises)) if noises else suffix.largest
+        return Peaks(trunk.peak, suffix.peak, _DRAWING * drawn + _STATISTICS * given, _KEPT * given, largest)
 
 
 class Meter(fx.Interpreter):
-    """Run a graph and note the most memory that was alive, its own weights and other tensors apart."""
+    """Run a graph and note the most memory that was alive, its own weights and other tensors apart.
+
+    Attributes:
+        peak: How many bytes that was.
+        largest: How many bytes the largest value had.
+    """
 
     def __init__(self, module: fx.GraphModule, apart: Sequence[Tensor] = ()) -> None:
         super().__init__(module)
-        self.peak = 0
+        self.peak = self.largest = 0
         self._apart = {each.untyped_storage().data_ptr() for each in apart}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -143,8 +152,9 @@ class Meter(fx.Interpreter):
         tensors = [tensor for each in (*self.env.values(), value) for tensor in tensors_of(each)]
         storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
         inside = getattr(n.target, "copies", 0) * sum(each.nbytes for each in tensors_of(value))
-        alive = sum(size for place, size in storages.items() if place not in self._apart)
-        self.peak = max(self.peak, alive + inside)
+        alive = [size for place, size in storages.items() if place not in self._apart]
+        self.peak = max(self.peak, sum(alive) + inside)
+        self.largest = max(self.largest, *alive, 0)
         return value
 
 
@@ -187,9 +197,9 @@ def tensors_of(value: Any) -> list[Tensor]:
     return [each for each in values if isinstance(each, Tensor)]
 
 
-def metered(module: fx.GraphModule, *arguments: Any, apart: Sequence[Tensor] = ()) -> tuple[tuple[Any, ...], int]:
-    """Run a graph and return its values and the most bytes that were alive, some tensors apart."""
+def metered(module: fx.GraphModule, *arguments: Any, apart: Sequence[Tensor] = ()) -> tuple[tuple[Any, ...], Meter]:
+    """Run a graph and return its values and what it held at most, some tensors apart."""
     meter = Meter(module, apart)
     with torch.inference_mode():
         values: tuple[Any, ...] = meter.run(*arguments)
-    return values, meter.peak
+    return values, meter

@@ -17,7 +17,7 @@ _ROUNDS = 8
 _SIZES = tuple(part << power for power in range(19, 28) for part in (2, 3))  # in bytes, 1 MB to 384 MB
 _TURNS, _TRIES, _STILL_FAST = 5, 3, 0.65
 _CACHES, _SHARED = Path("/sys/devices/system/cpu/cpu0/cache"), 4  # by how many others, or for other things
-_KEPT_BYTES = (32 << 20) - (1 << 13)  # just below the largest block that glibc ever keeps, on 64-bit machines
+KEPT_BYTES = (32 << 20) - (1 << 13)  # just below the largest block that glibc ever keeps, on 64-bit machines
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _keep_freed_memory() -> None:
 
     It keeps blocks as large as the largest that it has ever freed (mallopt(3), M_MMAP_THRESHOLD), so one is freed.
     """
-    torch.empty(_KEPT_BYTES, dtype=torch.uint8)
+    torch.empty(KEPT_BYTES, dtype=torch.uint8)
 
 
 def _cache_bytes() -> int:
