@@ -5,40 +5,28 @@ is still in the cache is rectified. They give what the plain layers give, to rou
 For these operators torch has no vectorised form, so graphs that are vectorised stay as they are.
 """
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from math import prod
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional as F
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from service.graph.convolution import FixedConvolution, Norm
 from service.graph.nodes import float_operand, is_tensor, node_operand, only_user, operand, value_of
+from service.graph.packing import packed
 from service.graph.products import ScaledLinear
 from service.graph.tuned import (
     HAS_ONEDNN,
     IMAGES,
-    is_round,
     linear,
     loosen_views,
     pair,
     rectified_linear,
-    round_parts,
     suits_onednn,
     tune,
 )
 
-_SEVERAL = 8  # images that stand for any number of them but one
-_MOST_PACKED = 16  # forms of a weight that are kept: images of several sizes may come
 aten = torch.ops.aten
-_FEW = 16  # images up to which any number is run whole: to run few in several parts takes longer
-_SIZES_KEPT = 256
-_LITTLE, _FEW_WINDOWS = 1 << 21, 1 << 15  # measured: multiplications, and entries of windows, of an image
-_packed: Any = WeakTensorKeyDictionary()  # weight → {how it is used: the packed form}; all plans share it
 
 
 class FixedLinear:
@@ -51,7 +39,7 @@ class FixedLinear:
 
     def __init__(self, weight: Tensor, rectifies: bool = False) -> None:
         self.rectifies = rectifies
-        self.packed = _pack(weight, "linear", lambda: torch.ops.mkldnn._reorder_linear_weight.default(weight, None))
+        self.packed = packed(weight, "linear", lambda: torch.ops.mkldnn._reorder_linear_weight.default(weight, None))
         self.__name__ = "fixed_linear"
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -61,153 +49,6 @@ class FixedLinear:
         then = "relu" if self.rectifies else "none"
         product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.packed, bias, then, [], "")
         return product
-
-
-@dataclass(frozen=True)
-class Norm:
-    """What normalises each channel by fixed statistics; equal where it is of the same tensors.
-
-    Attributes:
-        weight: [C], or None for ones.
-        bias: [C], or None for zeros.
-        mean: [C].
-        variance: [C].
-        eps: What is added to the variance.
-    """
-
-    weight: Tensor | None
-    bias: Tensor | None
-    mean: Tensor
-    variance: Tensor
-    eps: float
-
-    def put_into(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the weight [C, …] and the bias [C] of a layer that needs no normalisation behind it."""
-        scale = (self.variance.double() + self.eps).rsqrt()
-        scale = scale if self.weight is None else scale * self.weight.double()
-        shift = (0 if bias is None else bias.double()) - self.mean.double()
-        added = shift * scale if self.bias is None else shift * scale + self.bias.double()
-        return (weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype), added.to(weight.dtype)
-
-
-class FixedConvolution:
-    """A convolution of images with a fixed weight; the channels of its result come last in memory but of a small image.
-
-    To call oneDNN takes longer than to convolve a small image, which torch itself does by a product of its windows.
-    oneDNN keeps a program for each number of images, a third of a megabyte, and where requests are put together any
-    number comes: what is neither round nor small is run as a few round ones. That depends on the number alone, for
-    the same rows are to have the same bits whatever was asked before.
-
-    Args:
-        weight: [O, I / groups, H, W], float32, in the processor's memory.
-        bias: [O].
-        geometry: Padding, stride, dilation and groups.
-        norm: What normalises the result, where something does.
-        rectifies: Whether the result is rectified behind it.
-    """
-
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        geometry: tuple[Any, ...],
-        norm: Norm | None = None,
-        rectifies: bool = False,
-    ) -> None:
-        self.geometry, self.groups, self.rectifies = geometry, geometry[-1], rectifies
-        self.bias = bias if norm is None else norm.put_into(weight, bias)[1]
-        self._weight, self._norm = weight, norm
-        self.__name__ = "fixed_convolution"
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map x [B, I, H, W] to [B, O, H', W']."""
-        if len(x) == 1 and self._suits_product(x):
-            return self._product(x)
-        images = x.contiguous(memory_format=torch.channels_last)
-        count = len(images)
-        if count <= _FEW or is_round(count):
-            return self._convolved(images)
-        return torch.cat([self._convolved(part) for part in torch.split(images, round_parts(count))])
-
-    def _suits_product(self, x: Tensor) -> bool:
-        """Tell whether an image is sooner convolved by torch's own product of its windows, which it lays out."""
-        kernel, (*_, dilation, groups) = self._weight.shape[2:], self.geometry
-        is_plain = dilation == (1, 1) and groups == 1 and (x.is_contiguous() or kernel == (1, 1))
-        return is_plain and _is_little(self._weight.shape, x.shape[2:], *self.geometry[:3])
-
-    def _product(self, x: Tensor) -> Tensor:
-        padding, stride, *_ = self.geometry
-        weight = self._weight if self._norm is None else _pack(self._weight, ("whole", self._norm), self._whole)
-        y: Tensor = aten._slow_conv2d_forward.default(x, weight, weight.shape[2:], self.bias, stride, padding)
-        return y.relu_() if self.rectifies else y
-
-    def _convolved(self, images: Tensor) -> Tensor:
-        convolution = torch.ops.mkldnn._convolution_pointwise.default
-        then = "relu" if self.rectifies else "none"
-        y: Tensor = convolution(images, self.packed(images.shape), self.bias, *self.geometry, then, [], "")
-        return y
-
-    def packed(self, shape: Sequence[int]) -> Tensor:
-        """Return the weight as images [B, I, H, W] of a size take it, one image by itself or several.
-
-        oneDNN may choose another algorithm for these, or for another number of threads, and to put a weight into
-        another layout takes it up to hundreds of times as long as the convolution.
-        """
-        size = [1 if shape[0] == 1 else _SEVERAL, *shape[1:]]
-        use = self.geometry, self._norm, *size, torch.get_num_threads()
-        packed: Tensor = _pack(self._weight, use, lambda: self._pack_for(size))
-        return packed
-
-    @property
-    def taps(self) -> Tensor:
-        """The weight by its channels of a single group [I, H · W, O]."""
-        taps: Tensor = _pack(
-            self._weight, ("taps", self._norm), lambda: self._whole().flatten(2).permute(1, 2, 0).contiguous()
-        )
-        return taps
-
-    def windows(self, x: Tensor) -> Tensor:
-        """Return what the taps are multiplied with [I, H · W, H' · W'] of one image x [1, I, …]."""
-        padding, stride, dilation, _ = self.geometry
-        unfolded = F.unfold(x.contiguous(), self._weight.shape[2:], dilation, padding, stride)[0]
-        return torch.unflatten(unfolded, 0, tuple(self.taps.shape[:2]))
-
-    def size_of(self, x: Tensor) -> tuple[int, int]:
-        """Return H' and W' of x [B, I, …]."""
-        return _size(x.shape[2:], self._weight.shape[2:], *self.geometry[:3])
-
-    def _whole(self) -> Tensor:
-        """Return the weight with the normalisation behind it put in."""
-        return self._weight if self._norm is None else self._norm.put_into(self._weight, None)[0]
-
-    def _pack_for(self, size: list[int]) -> Tensor:
-        packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight.default(self._whole(), *self.geometry, size)
-        return packed
-
-
-@lru_cache(maxsize=_SIZES_KEPT)
-def _is_little(weight: Sequence[int], lengths: Sequence[int], *geometry: Sequence[int]) -> bool:
-    """Tell whether an image of these lengths is small beside what oneDNN's call takes, for a weight [O, I, H, W]."""
-    outputs, *window = weight
-    entries = prod(window) * prod(_size(lengths, window[1:], *geometry))
-    return entries <= _FEW_WINDOWS and entries * outputs <= _LITTLE
-
-
-def _size(lengths: Sequence[int], kernel: Sequence[int], *geometry: Sequence[int]) -> tuple[int, int]:
-    """Return the lengths of what a convolution makes, for its padding, stride and dilation."""
-    each = zip(lengths, kernel, *geometry, strict=True)
-    height, width = ((own + 2 * pad - hop * (taps - 1) - 1) // step + 1 for own, taps, pad, step, hop in each)
-    return height, width
-
-
-def _pack(weight: Tensor, use: Hashable, pack: Callable[[], Any]) -> Any:
-    made = _packed.setdefault(weight, {})
-    if use not in made:
-        while len(made) >= _MOST_PACKED:
-            made.pop(next(iter(made)))
-        with torch.inference_mode():
-            made[use] = pack()
-    return made[use]
 
 
 def fix_weights(module: fx.GraphModule) -> fx.GraphModule:

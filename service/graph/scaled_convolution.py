@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from service.dropout.variant import ActivationVariant
 from service.graph.acting import Apply
-from service.graph.fixed import FixedConvolution
+from service.graph.convolution import FixedConvolution
 from service.graph.nodes import node_operand
 from service.graph.products import is_scaling
 

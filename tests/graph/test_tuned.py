@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from service import Predictor
 from service.dropout.windows import Window
-from service.graph import fixed, tuned
-from service.graph.fixed import FixedConvolution, FixedLinear, Norm, fix_weights
+from service.graph import convolution, packing, tuned
+from service.graph.convolution import FixedConvolution, Norm
+from service.graph.fixed import FixedLinear, fix_weights
 from service.graph.products import ScaledLinear
 from service.graph.rewrite import rewrite
 from service.graph.tuned import (
@@ -296,8 +297,8 @@ def test_a_small_image_is_convolved_by_a_product(
     plain = {"padding": (0, 0), "stride": (1, 1), "dilation": (1, 1), "groups": 1} | options
     norm = Norm(None, torch.randn(weight[0]), torch.randn(weight[0]), torch.rand(weight[0]) + 0.5, 1e-3)
     w, x = torch.randn(weight), torch.randn(shape).contiguous(memory_format=order)
-    products, product = [], FixedConvolution._product
-    monkeypatch.setattr(FixedConvolution, "_product", lambda own, x: products.append(x) or product(own, x))
+    products, product = [], FixedConvolution._by_torch
+    monkeypatch.setattr(FixedConvolution, "_by_torch", lambda own, x: products.append(x) or product(own, x))
 
     with torch.inference_mode():
         found = FixedConvolution(w, None, tuple(plain.values()), norm, rectifies=True)(x)
@@ -305,6 +306,59 @@ def test_a_small_image_is_convolved_by_a_product(
         expected = F.batch_norm(convolved, norm.mean, norm.variance, None, norm.bias, eps=norm.eps).relu()
 
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert bool(products) == is_product
+
+
+@pytest.mark.parametrize("images", [0, 1, 3])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"padding": (1, 2)},
+        {"padding": (2, 1), "stride": (1, 2)},
+        {"padding": (2, 2), "stride": (3, 1), "dilation": (2, 3)},
+    ],
+    ids=str,
+)
+def test_windows_of_any_geometry_are_multiplied_at_once(
+    options: dict[str, Any], bias: bool, images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In parts of two images, too."""
+    plain = {"padding": (0, 0), "stride": (1, 1), "dilation": (1, 1), "groups": 1} | options
+    weight, given = torch.randn(6, 4, 3, 2), torch.randn(6) if bias else None
+    x = torch.randn(images, 4, 7, 8).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        layer = FixedConvolution(weight, given, tuple(plain.values()), rectifies=True)
+        height, width = layer.size_of(x)
+        monkeypatch.setattr(convolution, "_PART_ENTRIES", 2 * height * width * weight[0].numel())
+        found = layer._by_windows(x)
+        expected = F.conv2d(x, weight, given, **plain).relu()
+
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("weight", "shape", "stride", "is_product"),
+    [
+        ((512, 512, 3, 3), (1, 512, 2, 2), (1, 1), True),
+        ((512, 256, 3, 3), (5, 256, 4, 4), (2, 2), True),
+        ((512, 256, 3, 3), (5, 256, 4, 4), (1, 1), False),
+        ((512, 512, 3, 3), (5, 512, 1, 1), (1, 1), False),
+        ((128, 128, 3, 3), (5, 128, 2, 2), (1, 1), False),
+    ],
+)
+def test_few_windows_of_a_large_weight_are_multiplied_at_once(
+    weight: Any, shape: Any, stride: Any, is_product: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w, x = torch.randn(weight) * 0.02, torch.randn(shape)
+    products, product = [], FixedConvolution._by_windows
+    monkeypatch.setattr(FixedConvolution, "_by_windows", lambda own, x: products.append(x) or product(own, x))
+
+    with torch.inference_mode():
+        found = FixedConvolution(w, None, ((1, 1), stride, (1, 1), 1))(x)
+        torch.testing.assert_close(found, F.conv2d(x, w, None, stride, 1), rtol=1e-4, atol=1e-4)
     assert bool(products) == is_product
 
 
@@ -334,7 +388,7 @@ def test_few_forms_of_a_weight_are_kept() -> None:
     with torch.inference_mode():
         for side in range(3, 60):
             layer(torch.randn(2, 4, side, side))
-    assert len(fixed._packed[layer._weight]) == fixed._MOST_PACKED
+    assert len(packing._packed[layer._weight]) == packing._MOST_PACKED
 
 
 def test_any_number_of_rows_may_come_without_memory_for_each() -> None:
@@ -399,8 +453,8 @@ def test_round_numbers_are_few_and_near() -> None:
 def test_packed_weights_go_with_the_weight() -> None:
     layer = nn.Linear(300, 300)
     gc.collect()
-    before = len(fixed._packed)
+    before = len(packing._packed)
     kept = weakref.ref(FixedLinear(layer.weight.detach()).packed)
     gc.collect()
     assert kept() is None
-    assert len(fixed._packed) == before
+    assert len(packing._packed) == before
