@@ -90,7 +90,7 @@ class FixedConvolution:
             return self._by_torch(x)
         images = x.contiguous(memory_format=torch.channels_last)
         count = len(images)
-        if self._suits_windows(images):
+        if count > 1 and self._suits_windows(images):
             return self._by_windows(images)
         if count <= _FEW or is_round(count):
             return self._convolved(images)
@@ -109,7 +109,7 @@ class FixedConvolution:
         return y.relu_() if self.rectifies else y
 
     def _suits_windows(self, x: Tensor) -> bool:
-        """Tell whether images are sooner convolved by a product of all their windows."""
+        """Tell whether several images are sooner convolved by a product of all their windows."""
         if self.groups != 1 or self._weight.numel() < _LARGE or not 0 < self.size_of(x)[1] <= _NARROW:
             return False
         return prod(self._weight.shape[2:]) <= _PADDED * prod(x.shape[2:])

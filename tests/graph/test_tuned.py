@@ -342,7 +342,8 @@ def test_windows_of_any_geometry_are_multiplied_at_once(
 @pytest.mark.parametrize(
     ("weight", "shape", "stride", "is_product"),
     [
-        ((512, 512, 3, 3), (1, 512, 2, 2), (1, 1), True),
+        ((512, 512, 3, 3), (2, 512, 2, 2), (1, 1), True),
+        ((512, 512, 3, 3), (1, 512, 2, 2), (1, 1), False),
         ((512, 256, 3, 3), (5, 256, 4, 4), (2, 2), True),
         ((512, 256, 3, 3), (5, 256, 4, 4), (1, 1), False),
         ((512, 512, 3, 3), (5, 512, 1, 1), (1, 1), False),
