@@ -211,6 +211,8 @@ def _drawn_each(
     device: torch.device,
 ) -> list[Tensor]:
     """Draw the noise of some sites, on as many threads as compute where that is much: one draws on a single one."""
+    if not places:
+        return []
     threads = min(torch.get_num_threads(), len(places)) if device.type == "cpu" else 1
     rows = 1 if draw.rows is None else len(draw.rows)
     if threads <= 1 or draw.passes * rows * sum(prod(lengths[place]) for place in places) < _MANY:

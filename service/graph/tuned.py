@@ -1,10 +1,10 @@
 """Operators called in the form that torch runs fastest; they give what the plain ones give, to rounding.
 
-It does not know plans. For one row and a small image torch's convolution unfolds the image and takes a narrow
-matrix product, and for a value whose axes stand in another order its linear layer takes a product for each entry of the
-first axis. Both take longer than the operator that it chooses for other inputs, and many of oneDNN's products take
-less time than those that torch takes by default. Its pooling is quick where channels come last in memory, as oneDNN
-leaves them, and slow elsewhere but for few values. None of this can be vectorised.
+It does not know plans. On one thread torch's convolution lays out the windows of a single image and takes a narrow
+matrix product, whatever its size, and for a value whose axes stand in another order its linear layer takes a product
+for each entry of the first axis. Both take longer than the operator that it chooses for other inputs, and many of
+oneDNN's products take less time than those that torch takes by default. Its pooling is quick where channels come last
+in memory, as oneDNN leaves them, and slow elsewhere but for few values. None of this can be vectorised.
 """
 
 from collections.abc import Callable, Sequence
