@@ -175,6 +175,7 @@ def _sizes(held: Sequence[Held]) -> int:
 
 
 _store = Store(_STORE_BYTES)
+_sizes_drawn: dict[Hashable, int] = {}  # numbers in a pass, for each row, by noise and lengths: variants share some
 
 
 def draw_noises(
@@ -188,34 +189,41 @@ def draw_noises(
     several = [symbols.lengths(noise.dims, shapes) for noise in noises]
 
     def drawn(index: int) -> Tensor:
-        return _drawn(noises[index], symbols, several[index], draw, device)
+        found = _drawn(noises[index], symbols, several[index], draw, device)
+        _sizes_drawn[noises[index], several[index]] = found[0].numel() // max(1, found.shape[1])
+        return found
 
+    def drawn_each(places: Sequence[int]) -> list[Tensor]:
+        sizes = [_sizes_drawn.get((noises[place], several[place]), 0) for place in places]
+        rows = 1 if draw.rows is None else len(draw.rows)
+        return _each(drawn, places, device, draw.passes * rows * sum(sizes))
+
+    if len(_sizes_drawn) > _LATELY:
+        _sizes_drawn.clear()
     places, first, passes = range(len(noises)), draw.first_pass, draw.passes
     if draw.rows is not None:
-        return [_with_spare(each, draw.spare) for each in _drawn_each(drawn, places, draw, several, device)]
+        return [_with_spare(each, draw.spare) for each in drawn_each(places)]
     keys = [(noise, lengths, draw.seed, device) for noise, lengths in zip(noises, several, strict=True)]
     found = [_store.find(key, first, passes) for key in keys]
     missing = [index for index in places if found[index] is None]
-    for index, each in zip(missing, _drawn_each(drawn, missing, draw, several, device), strict=True):
+    for index, each in zip(missing, drawn_each(missing), strict=True):
         if _store.is_asked_again(keys[index], first, passes):
             _store.put(keys[index], first, each)
         found[index] = each
     return [each for each in found if each is not None]
 
 
-def _drawn_each(
-    drawn: Callable[[int], Tensor],
-    places: Sequence[int],
-    draw: Draw,
-    lengths: Sequence[tuple[int, ...]],
-    device: torch.device,
-) -> list[Tensor]:
-    """Draw the noise of some sites, on as many threads as compute where that is much: one draws on a single one."""
-    if not places:
-        return []
+def _each(drawn: Callable[[int], Tensor], places: Sequence[int], device: torch.device, count: int) -> list[Tensor]:
+    """Draw the noise of some sites, on as many threads as compute where it is many numbers: one draws on a single one.
+
+    Args:
+        drawn: Draws that of a place.
+        places: Which.
+        device: Where it is wanted.
+        count: How many numbers it is, as far as that is known.
+    """
     threads = min(torch.get_num_threads(), len(places)) if device.type == "cpu" else 1
-    rows = 1 if draw.rows is None else len(draw.rows)
-    if threads <= 1 or draw.passes * rows * sum(prod(lengths[place]) for place in places) < _MANY:
+    if threads <= 1 or count < _MANY:
         return [drawn(place) for place in places]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(drawn, places))

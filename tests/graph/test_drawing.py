@@ -251,3 +251,20 @@ def test_several_threads_draw_what_one_draws(scope: str, monkeypatch: pytest.Mon
     assert set(pools) == {2}
     assert torch.equal(found[0].mean, found[1].mean)
     assert torch.equal(found[0].variance, found[1].variance)
+
+
+def test_what_is_shared_is_not_counted_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A channel's noise is one number, whatever its positions: threads would take longer to start than it to draw."""
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Dropout2d(0.2), nn.Conv2d(4, 4, 3), nn.Dropout2d(0.2), nn.Flatten())
+    predictor, pools = Predictor.capture(network.eval(), torch.randn(2, 1, 20, 20)), []
+    pool = drawing.ThreadPoolExecutor
+    monkeypatch.setattr(drawing, "ThreadPoolExecutor", lambda count: pools.append(count) or pool(count))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(drawing, "_MANY", 20 * 8 + 1)
+    for seed in (5, 6):
+        predictor.predict(torch.randn(1, 1, 20, 20), passes=20, seed=seed)
+    assert not pools
+
+    monkeypatch.setattr(drawing, "_MANY", 20 * 8)
+    predictor.predict(torch.randn(1, 1, 20, 20), passes=20, seed=7)
+    assert pools == [2]
