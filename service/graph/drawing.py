@@ -27,6 +27,7 @@ _STORE_BYTES = 16 << 20
 _ENTRY_BYTES = 1 << 10  # of a key and a tensor, whatever is in it
 _APART_BYTES = 1 << 16  # from which on a few pages more do not matter
 _MUCH_BYTES = 3 << 19  # of numbers, from which on they are held as truth values where that can be
+_HEAD = 1 << 12  # numbers that tell whether there may be more than two
 _MANY = 1 << 20  # numbers, which take longer to draw than threads to start
 _LATELY = 1024  # draws, more than most questions take: what was used since stays, what was asked for since is known
 
@@ -68,10 +69,12 @@ class Held:
     def of(cls, first: int, drawn: Tensor) -> "Held":
         """Return noise [S, …] as it is held."""
         if drawn.nbytes >= _MUCH_BYTES and drawn.dtype == torch.float32 and drawn.device.type == "cpu":
-            scale = drawn.max().item()
-            values = (drawn == scale).view(torch.uint8)
-            if torch.equal(_numbers(values, scale), drawn):
-                return cls(first, values, scale)
+            head = drawn.reshape(-1)[:_HEAD]  # normal numbers are told at once
+            scale = head.max().item()
+            if torch.equal(_numbers(head == scale, scale), head):
+                values = (drawn == scale).view(torch.uint8)
+                if torch.equal(_numbers(values, scale), drawn):
+                    return cls(first, values, scale)
         return cls(first, drawn)
 
     @property
@@ -144,6 +147,8 @@ class Store:
 
         There is where it takes little of all, and what it would replace was not used lately.
         """
+        if drawn.nbytes > self._most_bytes:  # too large even as truth values
+            return
         own = Held.of(first, drawn)
         with self._lock:
             held = self._held.get(key, [])
