@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 Result = TypeVar("Result")
+LITTLE_S = 3e-3  # what takes no longer is done as it came
 _STEP = 4.0  # costs within a factor of so much are alike
-_LEAST_S = 1e-6
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ Steps = Generator[Mapping[int, Result] | Pending, None, None]  # each gives what
 
 
 def level_of(cost_s: float) -> int:
-    """Return a cost's order of magnitude; what costs about as much has the same."""
-    return math.floor(math.log(max(cost_s, _LEAST_S), _STEP))
+    """Return a cost's order of magnitude; what costs about as much has the same, and all that is little."""
+    return 0 if cost_s <= LITTLE_S else 1 + math.floor(math.log(cost_s / LITTLE_S, _STEP))
 
 
 class Work(Protocol):

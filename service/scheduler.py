@@ -3,8 +3,8 @@
 A job waits until the thread is free; jobs of one key that wait then and cost about as much run together, so that a run
 holds what queued while the last one worked and nobody waits on purpose; a long run takes none that would overtake
 others. A long run is set aside between two of its steps where something cheaper waits. Who runs with others is answered
-once its own steps are done. What takes less than waking a thread may be done in the thread that submits it; whoever
-steps has the turn, so that there is one step at a time.
+once its own steps are done. What takes less than waking a thread may be done in the thread that submits it, a little at
+a time; whoever steps has the turn, so that there is one step at a time.
 
 A step may launch work and give what tells when its results are there. Meanwhile one more run is begun, so that the
 device goes on at once, and no more: what else comes runs together. Further steps of a run wait for the device
@@ -20,13 +20,13 @@ from threading import Condition, Lock, Thread
 from typing import Generic
 
 from service.errors import DeadlineExceeded, Draining, Overloaded
-from service.job import Job, Pending, Result, Running, Steps, Work, level_of
+from service.job import LITTLE_S, Job, Pending, Result, Running, Steps, Work, level_of
 from service.pace import Pace
 from service.turns import Turns
 
 _log = logging.getLogger("thinnet")
 _LOOK_S = 0.02
-_LITTLE_S, _ALL_LITTLE_S = 3e-3, 1e-2  # a job, and all together, that hold the loop up as a woken thread does
+_WHILE_S = 1e-2  # for which little jobs hold the loop up, which a thread that is woken would do as well
 _LEAST_WAIT_S = 1.0
 _OVERTAKEN_S = 0.05  # of work that a run may hold if it takes some that came after others which it leaves waiting
 _MOST_PENDING = 2  # runs whose results are on their way: one is computed, one is next
@@ -40,6 +40,7 @@ class Scheduler(Generic[Result]):
         max_wait_s: How many seconds of work may be ahead of a job that is accepted.
         max_jobs: How many jobs may be accepted and not done.
         finished: Called with the jobs of a run that has ended well, and its seconds, before the last are answered.
+        prepare: Called first in the thread that computes.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class Scheduler(Generic[Result]):
         max_wait_s: float = math.inf,
         max_jobs: int = 1 << 30,
         finished: Callable[[Sequence[Job[Result]], float], None] = lambda jobs, spent_s: None,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
-        self._start, self._finished = start, finished
+        self._start, self._finished, self._prepare = start, finished, prepare
         self._max_wait_s, self._max_jobs = max_wait_s, max_jobs
         self._waiting: list[Job[Result]] = []
         self._active: list[Running[Result]] = []
@@ -104,17 +106,36 @@ class Scheduler(Generic[Result]):
                 self._wake()
         return job
 
-    def attend(self) -> None:
-        """Have done what was submitted: here and now where that is sooner done than a thread woken, else there."""
-        if self._is_little() and self._turn.acquire(blocking=False):
-            try:
-                while (self._waiting or self._active) and all(run.pending for run in self._active):
-                    self._advance()
-            finally:
-                self._turn.release()
+    def attend(self) -> bool:
+        """Have done what was submitted: here and now, for a while, where that is sooner done than a thread woken.
+
+        Returns:
+            Whether there is more of that kind: then this is to be called again, once others have had their turn.
+        """
+        if not self._is_little() or not self._turn.acquire(blocking=False):
+            self._leave_to_thread()
+            return False
+        try:
+            self._do_little(time.monotonic() + _WHILE_S)
+        finally:
+            self._turn.release()
+        if not self._is_little():
+            self._leave_to_thread()
+            return False
+        return bool(self._waiting)
+
+    def _leave_to_thread(self) -> None:
         with self._changed:
             if self._waiting or self._active:
                 self._wake()
+
+    def _do_little(self, until: float) -> None:
+        """Do what waits, and end what was begun even if it takes longer."""
+        while (self._waiting or self._active) and all(run.pending for run in self._active):
+            left_s = until - time.monotonic()
+            if left_s <= 0 and not self._active:
+                return
+            self._advance(left_s)
 
     def _wake(self) -> None:
         if self._thread is None:
@@ -123,10 +144,7 @@ class Scheduler(Generic[Result]):
         self._changed.notify()
 
     def _is_little(self) -> bool:
-        waiting = list(self._waiting)
-        return (
-            not self._active and self._accepted_s <= _ALL_LITTLE_S and all(job.cost_s <= _LITTLE_S for job in waiting)
-        )
+        return not self._active and all(job.cost_s <= LITTLE_S for job in list(self._waiting))
 
     def check_room(self) -> None:
         """Check that a job as short as the shortest that waits would be accepted now.
@@ -187,6 +205,7 @@ class Scheduler(Generic[Result]):
         return [*self._waiting, *(job for run in list(self._active) for job in run.jobs)]
 
     def _work(self) -> None:
+        self._prepare()
         while True:
             with self._changed:
                 while not (self._waiting or self._active):
@@ -196,15 +215,15 @@ class Scheduler(Generic[Result]):
             with self._turn:
                 self._advance()
 
-    def _advance(self) -> None:
-        """Take the next step; whoever does has the turn."""
+    def _advance(self, most_s: float = math.inf) -> None:
+        """Take the next step, in which as many jobs begin as take no longer; whoever does has the turn."""
         with self._changed:
             self._moved = time.monotonic()
-            run = self._next()
+            run = self._next(most_s)
         if run is not None:
             self._step(run)
 
-    def _next(self) -> Running[Result] | None:
+    def _next(self, most_s: float) -> Running[Result] | None:
         """Return the run that steps next, made of waiting jobs where these come first."""
         self._drop_unwanted()
         pending = sorted((run for run in self._active if run.pending), key=lambda run: run.launched)
@@ -215,13 +234,14 @@ class Scheduler(Generic[Result]):
             *(run for run in self._active if not run.pending),
             *self._waiting,
         ]
-        head = self._turns.head(accepted, now) if len(pending) < _MOST_PENDING else None
+        begins = most_s > 0 and len(pending) < _MOST_PENDING
+        head = self._turns.head(accepted, now) if begins else None
         if pending and not isinstance(head, Job):
             return pending[0]
         if head is None:
             return None
         self._turns.begins(head.level, now)
-        return self._begin(head, now) if isinstance(head, Job) else head
+        return self._begin(head, now, most_s) if isinstance(head, Job) else head
 
     def _drop_unwanted(self) -> None:
         kept = []
@@ -233,18 +253,19 @@ class Scheduler(Generic[Result]):
                 self._accepted_s -= job.cost_s
         self._waiting = kept
 
-    def _begin(self, first: Job[Result], now: float) -> Running[Result]:
+    def _begin(self, first: Job[Result], now: float, most_s: float) -> Running[Result]:
         jobs, others = [first], []
-        cost_s, overtakes = first.cost_s, False
+        cost_s = first.cost_s
         for job in self._waiting:
             if job is first:
                 continue
-            if self._joins(job, jobs) and (not overtakes or cost_s + job.cost_s <= _OVERTAKEN_S):
+            if cost_s + job.cost_s <= most_s and self._joins(job, jobs):
                 jobs.append(job)
                 cost_s += job.cost_s
             else:
                 others.append(job)
-                overtakes = overtakes or job.level == first.level
+                if job.level == first.level:
+                    most_s = min(most_s, _OVERTAKEN_S)
         self._waiting = others
         for job in jobs:
             job.queue_s, job.together = now - job.arrived, len(jobs)

@@ -40,8 +40,9 @@ def threads_each(workers: int, asked: int = 0, cpus: int | None = None) -> int:
 def prepare_environment() -> None:
     """Tell the numerical libraries what they read only once, when they are loaded; what is set already stays.
 
-    A thread of OpenMP that waits spins for milliseconds, on a processor that the event loop or another process needs;
-    `tests/performance/serving.py` compares the ways of waiting.
+    A thread of OpenMP that waits for the next operator spins for ten milliseconds, on a processor that the event loop
+    or another process needs. One that sleeps at once takes long to wake. A quarter of a millisecond is longer than most
+    operators are apart; `tests/performance/serving.py` compares the ways of waiting.
     """
     os.environ |= numeric_environment()
 
@@ -50,7 +51,7 @@ def numeric_environment() -> dict[str, str]:
     """Return what numerical libraries are to be told, as `prepare_environment` does."""
     told = {"OPENBLAS_NUM_THREADS": "1"}  # NumPy's would start threads when it is imported
     if "OMP_WAIT_POLICY" not in os.environ:
-        told["GOMP_SPINCOUNT"] = "1000"
+        told["GOMP_SPINCOUNT"] = "5000"
     return {name: os.environ.get(name, value) for name, value in told.items()}
 
 

@@ -134,18 +134,54 @@ def test_what_is_sooner_done_than_a_thread_woken_is_done_at_once(
     assert set(bench.threads) == {current_thread().name}
 
 
-@pytest.mark.parametrize(("count", "cost_s"), [(1, 0.1), (100, 9e-4)])
+@pytest.mark.parametrize(("count", "cost_s"), [(1, 0.1), (2, 9e-4)])
 def test_what_takes_longer_is_left_to_the_thread(
     bench: Bench, make: Callable[..., Scheduler[str]], count: int, cost_s: float
 ) -> None:
     scheduler = make()
-    jobs = [scheduler.submit(Task("a", None), cost_s, wake=False) for _ in range(count)]
-    scheduler.attend()
+    jobs = [scheduler.submit(Task("a", None), each, wake=False) for each in [0.1, cost_s][:count]]
+    assert not scheduler.attend()
     assert not any(job.future.done() for job in jobs), "who attends does not wait"
     bench.go.set()
 
     assert [job.future.result(SOON_S) for job in jobs] == ["a"] * count
     assert set(bench.threads) == {"compute"}
+
+
+def test_much_that_is_little_is_done_a_while_at_a_time_so_that_others_have_their_turn(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    bench.go.set()
+    scheduler, bench.step_s = make(), 2e-3
+    jobs, done = [scheduler.submit(Task("a", None), 2e-3, wake=False) for _ in range(20)], [0]
+    while scheduler.attend():
+        done.append(sum(job.future.done() for job in jobs))
+
+    assert len(done) > 3
+    assert 0 < done[1] <= 5, "ten milliseconds of work"
+    assert all(job.future.done() for job in jobs)
+    assert set(bench.threads) == {current_thread().name}
+    assert [job.queue_s for job in jobs] == sorted(job.queue_s for job in jobs), "whoever came first is first"
+
+
+def test_little_ones_run_together_as_far_as_that_takes_no_longer_than_a_while(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    bench.go.set()
+    scheduler = make()
+    jobs = [scheduler.submit(Task("a"), 2e-3, wake=False) for _ in range(20)]
+    while scheduler.attend():
+        pass
+
+    assert [job.future.result(0) for job in jobs] == ["a"] * 20
+    assert 1 < max(job.together for job in jobs) <= 5
+
+
+def test_the_thread_that_computes_is_prepared_first(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    bench.go.set()
+    scheduler = make(prepare=lambda: bench.threads.append(f"{current_thread().name} prepared"))
+    assert scheduler.submit(Task("a"), 0.1).future.result(SOON_S) == "a"
+    assert bench.threads == ["compute prepared", "compute"]
 
 
 def test_what_takes_longer_than_was_thought_goes_on_in_the_thread(
@@ -635,7 +671,8 @@ def test_little_ones_are_launched_together_and_answered_where_they_were_attended
     timers = [Timer(0.05 * (place + 1), own.set) for place, own in enumerate(there)]
     for timer in timers:
         timer.start()
-    scheduler.attend()
+    while scheduler.attend():
+        pass
 
     assert [job.future.result(0) for job in jobs] == [*"abc"]
     assert bench.told[:3] == ["a 0", "b 0", "a awaited"]

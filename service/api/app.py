@@ -1,5 +1,6 @@
 """The FastAPI application, made from settings and models; it does not know routes' insides."""
 
+import torch
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
@@ -25,7 +26,10 @@ Errors are always `{"error": "<what, where, cure>"}`.
 
 
 def create_app(
-    settings: Settings | None = None, repository: Repository | None = None, keys: Keys | None = None
+    settings: Settings | None = None,
+    repository: Repository | None = None,
+    keys: Keys | None = None,
+    threads: int | None = None,
 ) -> FastAPI:
     """Make the application.
 
@@ -33,6 +37,7 @@ def create_app(
         settings: What the server is told; from the environment where None.
         repository: The models; those of `settings.models` where None.
         keys: Who may ask; those of `settings.keys_file` where None. Workers are given the same.
+        threads: How many compute; as many as torch has here where None.
 
     Raises:
         InvalidModelFolder: No model can be served.
@@ -51,7 +56,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.metrics = Metrics()
-    app.state.serving = Serving(settings, repository, app.state.metrics)
+    app.state.serving = Serving(settings, repository, app.state.metrics, threads or torch.get_num_threads())
     faults.install(app)
     for router in (predict.router, open_inference.router):
         app.router.routes += router.routes  # the app's own: an included router is looked through twice

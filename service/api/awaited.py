@@ -26,10 +26,10 @@ class Awaited(Generic[_Result]):
     """The jobs that one event loop waits for.
 
     Args:
-        attend: Has done what was submitted, or lets a thread do it.
+        attend: Does some of what was submitted, or lets a thread do it, and tells whether it is to be called again.
     """
 
-    def __init__(self, attend: Callable[[], None]) -> None:
+    def __init__(self, attend: Callable[[], bool]) -> None:
         self._attend = attend
         self._attending = self._looking = False
         self._ended: deque[asyncio.Future[None]] = deque()
@@ -49,8 +49,7 @@ class Awaited(Generic[_Result]):
         """
         loop = asyncio.get_running_loop()
         if not self._attending:
-            self._attending = True
-            loop.call_soon(self._attend_all)
+            self._attend_soon(loop)
         ended: asyncio.Future[None] = loop.create_future()
         job.future.add_done_callback(partial(self._end, loop, ended))
         watch = _Watch(self._alarms, ended, job, receive, timeout_s)
@@ -63,9 +62,14 @@ class Awaited(Generic[_Result]):
             watch.stop()
             job.cancel()  # unless it has ended
 
-    def _attend_all(self) -> None:
+    def _attend_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._attending = True
+        loop.call_soon(self._attend_all, loop)
+
+    def _attend_all(self, loop: asyncio.AbstractEventLoop) -> None:
         self._attending, self._thread = False, get_ident()
-        self._attend()
+        if self._attend() and not self._attending:
+            self._attend_soon(loop)
 
     def _end(self, loop: asyncio.AbstractEventLoop, ended: "asyncio.Future[None]", _: "Future[_Result]") -> None:
         """Tell the loop, from whatever thread; from its own at once."""

@@ -7,7 +7,6 @@ all of them. A GPU cannot be used on both sides of a fork, so there the only wor
 import logging
 import os
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -19,6 +18,7 @@ from service import __version__
 from service.api import log
 from service.api.address import bound, say, url
 from service.api.app import create_app
+from service.api.computing import compute_alone
 from service.api.connection import connection_options
 from service.api.exposure import keys_of
 from service.api.heartbeats import Heartbeats, Pulse
@@ -35,7 +35,6 @@ from service.signature import Input, Output
 from service.start import METRICS
 from service.threads import threads_each
 
-_SWITCH_S = 5e-4  # the computing thread asks for the interpreter at every operator, and would wait ten times as long
 _log = logging.getLogger("thinnet")
 
 
@@ -55,7 +54,7 @@ def run(settings: Settings) -> int:
             f"workers = {settings.workers} cannot share the device {settings.device!r}; serve with 1 worker, which "
             "keeps a GPU busy, and on each further GPU with a server of its own"
         )
-    torch.set_num_threads(1)  # a pool of threads would not be there after a fork
+    compute_alone()  # a pool of threads would not be there after a fork
     with bound(settings) as listener:  # before loading: a port in use is told at once
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # no waiting for an ACK
         repository = Repository(settings.models, settings.device, settings.versions_kept) if shares else None
@@ -65,12 +64,6 @@ def run(settings: Settings) -> int:
         table = Heartbeats(settings.workers, settings.stall_s)
         job = Models(settings, listener, repository, keys)
         return Supervisor(job, table, settings.drain_s, settings.stall_s).run()
-
-
-def compute_with(threads: int) -> None:
-    """Settle how the process computes: on how many threads, and how soon others get the interpreter."""
-    torch.set_num_threads(threads)
-    sys.setswitchinterval(_SWITCH_S)
 
 
 def keep_to_share(device: str, share: float) -> None:
@@ -109,14 +102,14 @@ class Models:
         """Serve, in a worker."""
         settings, repository = self.settings, self.repository
         share()
-        compute_with(threads_each(settings.workers, settings.threads))
+        compute_alone()
         if repository is None:
             repository = Repository(settings.models, settings.device, settings.versions_kept)
             tell_faults(repository)
             if not pulse.table.told:
                 pulse.table.told = True
                 say(banner(repository, url(settings.host, self.listener.getsockname()[1]), settings))
-        app = create_app(settings, repository, self.keys)
+        app = create_app(settings, repository, self.keys, threads_each(settings.workers, settings.threads))
         app.state.serving.workers_dead = pulse.table.workers_dead
         config = _config(settings)
         config.app = app

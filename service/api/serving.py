@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio.to_thread
@@ -9,6 +10,7 @@ from fastapi import Request, Response
 
 from service.api.awaited import Awaited
 from service.api.bodies import json_answer
+from service.api.computing import compute_on, heed_threads
 from service.api.faults import reason_of
 from service.api.metrics import Metrics
 from service.api.observed import CLIENT_GONE, tell
@@ -61,13 +63,16 @@ class Serving:
         settings: The limits.
         repository: The models.
         metrics: What is counted.
+        threads: How many compute.
     """
 
-    def __init__(self, settings: Settings, repository: Repository, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, repository: Repository, metrics: Metrics, threads: int) -> None:
         self.settings, self.repository, self.metrics = settings, repository, metrics
         self.workers_dead: Callable[[], list[str]] = list  # what is wrong with the processes beside this one
         self.costs = Costs()
-        self.scheduler: Scheduler[Prediction] = Scheduler(_start, settings.max_wait_s, settings.max_jobs, self._learn)
+        self.scheduler: Scheduler[Prediction] = Scheduler(
+            _start, settings.max_wait_s, settings.max_jobs, self._learn, partial(compute_on, threads)
+        )
         self._awaited: Awaited[Prediction] = Awaited(self.scheduler.attend)
 
     async def find(self, request: PredictRequest) -> tuple[Card, Predictor]:
@@ -179,7 +184,12 @@ class Serving:
 
 async def aside(is_quick: bool, work: Callable[..., _Result], *arguments: Any) -> _Result:
     """Do some work at once where it is quick, else in a thread while the event loop goes on."""
-    return work(*arguments) if is_quick else await anyio.to_thread.run_sync(work, *arguments)
+    return work(*arguments) if is_quick else await anyio.to_thread.run_sync(_heeding, work, *arguments)
+
+
+def _heeding(work: Callable[..., _Result], *arguments: Any) -> _Result:
+    heed_threads()
+    return work(*arguments)
 
 
 def _start(jobs: Sequence[Job[Prediction]]) -> Steps[Prediction]:

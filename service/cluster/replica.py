@@ -39,15 +39,17 @@ def made(settings: Settings) -> Any:
     """Make the app in a replica."""
     from service.api import log
     from service.api.app import create_app
-    from service.api.server import compute_with, keep_to_share, tell_faults
+    from service.api.computing import compute_alone
+    from service.api.server import keep_to_share, tell_faults
     from service.repository import Repository
 
     log.configure(settings)
-    compute_with(threads_each(1, settings.threads, int(settings.replica_cpus)))
+    compute_alone()
     keep_to_share(settings.device, settings.replica_gpus)
     repository = Repository(settings.models, settings.device, settings.versions_kept)
     tell_faults(repository)
-    return create_app(settings, repository)
+    threads = threads_each(1, settings.threads, int(settings.replica_cpus))
+    return create_app(settings, repository, threads=threads)
 
 
 def rehearsed(settings: Settings, address: str) -> str:

@@ -29,7 +29,7 @@ async def leaves() -> Message:
 
 
 def waited(*jobs: Job[str], receive: Callable[[], Awaitable[Message]] = stays, timeout_s: float = 30.0,
-           attend: Callable[[], None] = lambda: None) -> list[Any]:  # fmt: skip
+           attend: Callable[[], object] = lambda: None) -> list[Any]:  # fmt: skip
     async def all_of_them() -> list[Any]:
         awaited: Awaited[str] = Awaited(attend)
         each = (awaited.result(one, receive, timeout_s) for one in jobs)
@@ -48,6 +48,20 @@ def test_what_was_submitted_in_one_turn_is_attended_to_once() -> None:
 
     assert waited(*jobs, attend=attend) == ["0", "1", "2", "3", "4"]
     assert attended == [1]
+
+
+def test_others_have_their_turn_before_more_of_it_is_attended_to() -> None:
+    jobs, order = [job() for _ in range(3)], []
+
+    def attend() -> bool:
+        place = sum(each.future.done() for each in jobs)
+        order.append("attended")
+        asyncio.get_running_loop().call_soon(order.append, "another")
+        jobs[place].end(str(place))
+        return place < 2
+
+    assert waited(*jobs, attend=attend) == ["0", "1", "2"]
+    assert order[:5] == ["attended", "another"] * 2 + ["attended"]
 
 
 def test_a_result_of_another_thread_wakes_the_loop() -> None:

@@ -150,7 +150,7 @@ def test_who_shares_a_gpu_has_its_share_of_the_memory(
 def test_a_replica_keeps_to_its_share(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[tuple[str, float]] = []
     monkeypatch.setattr("service.api.server.keep_to_share", lambda *given: found.append(given))
-    monkeypatch.setattr("service.api.server.compute_with", lambda threads: None)
+    monkeypatch.setattr("service.api.computing.compute_alone", lambda: None)
     monkeypatch.setattr("service.api.log.configure", lambda settings: None)
     made(Settings(models=models / "small", device="cpu", replica_gpus=0.5))
     assert found == [("cpu", 0.5)]

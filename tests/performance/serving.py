@@ -16,15 +16,16 @@ from pathlib import Path
 
 import torch
 from processes import Running, running
-from workloads import lenet, wide_mlp
+from workloads import lenet, resnet, wide_mlp
 
 from service import Predictor
 
-SHAPES = {"lenet": (1, 28, 28), "wide": (64,)}
+SHAPES = {"lenet": (1, 28, 28), "wide": (64,), "resnet": (3, 64, 64)}
 CONFIGURATIONS: dict[str, dict[str, str]] = {
     "1 worker, 1 thread": {"THINNET_THREADS": "1"},
     "1 worker, 2 threads": {"THINNET_THREADS": "2"},
     "1 worker, 2 threads, sleeping at once": {"THINNET_THREADS": "2", "OMP_WAIT_POLICY": "passive"},
+    "1 worker, 2 threads, asleep after 0.05 ms": {"THINNET_THREADS": "2", "GOMP_SPINCOUNT": "1000"},
     "1 worker, 2 threads, spinning as by default": {"THINNET_THREADS": "2", "GOMP_SPINCOUNT": "300000"},
     "2 workers, 1 thread each": {"THINNET_THREADS": "1", "THINNET_WORKERS": "2"},
 }
@@ -43,7 +44,7 @@ class Rate:
 
 def save(folder: Path) -> None:
     torch.manual_seed(0)
-    for name, made in (("lenet", lenet()), ("wide", wide_mlp())):
+    for name, made in (("lenet", lenet()), ("wide", wide_mlp()), ("resnet", resnet())):
         Predictor.capture(made.eval(), torch.randn(2, *SHAPES[name])).save(folder / name)
 
 
