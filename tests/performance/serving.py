@@ -9,16 +9,20 @@ import argparse
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from processes import Running, running
-from workloads import lenet, resnet, wide_mlp
 
-from service import Predictor
+sys.path[:0] = [str(place) for place in Path(__file__).parents[1:3]]
+
+from processes import Running, running  # noqa: E402
+from workloads import lenet, resnet, wide_mlp  # noqa: E402
+
+from service import Predictor  # noqa: E402
 
 SHAPES = {"lenet": (1, 28, 28), "wide": (64,), "resnet": (3, 64, 64)}
 CONFIGURATIONS: dict[str, dict[str, str]] = {
