@@ -27,10 +27,11 @@ class Awaited(Generic[_Result]):
 
     Args:
         attend: Does some of what was submitted, or lets a thread do it, and tells whether it is to be called again.
+        is_alone: Tells whether a single request is being answered: then there is nothing to wait for.
     """
 
-    def __init__(self, attend: Callable[[], bool]) -> None:
-        self._attend = attend
+    def __init__(self, attend: Callable[[], bool], is_alone: Callable[[], bool] = lambda: False) -> None:
+        self._attend, self._is_alone = attend, is_alone
         self._attending = self._looking = False
         self._ended: deque[asyncio.Future[None]] = deque()
         self._thread = 0  # the loop's, once it has attended
@@ -48,16 +49,18 @@ class Awaited(Generic[_Result]):
             TimeoutError: It took longer.
         """
         loop = asyncio.get_running_loop()
-        if not self._attending:
+        if self._is_alone():
+            self._attend_all(loop)
+            if job.future.done():
+                return _result_of(job)
+        elif not self._attending:
             self._attend_soon(loop)
         ended: asyncio.Future[None] = loop.create_future()
         job.future.add_done_callback(partial(self._end, loop, ended))
         watch = _Watch(self._alarms, ended, job, receive, timeout_s)
         try:
             await ended
-            return job.future.result()
-        except CancelledError:
-            return None
+            return _result_of(job)
         finally:
             watch.stop()
             job.cancel()  # unless it has ended
@@ -85,6 +88,13 @@ class Awaited(Generic[_Result]):
         self._looking = False
         while self._ended:
             _set(self._ended.popleft())
+
+
+def _result_of(job: Job[_Result]) -> _Result | None:
+    try:
+        return job.future.result()
+    except CancelledError:
+        return None
 
 
 def _set(ended: "asyncio.Future[None]") -> None:

@@ -113,7 +113,9 @@ class Models:
         app.state.serving.workers_dead = pulse.table.workers_dead
         config = _config(settings)
         config.app = app
-        Worker(config, app.state.serving.scheduler, pulse, settings.drain_s).run([self.listener])
+        worker = Worker(config, app.state.serving.scheduler, pulse, settings.drain_s)
+        app.state.serving.is_alone = worker.is_alone
+        worker.run([self.listener])
         app.state.metrics.add()  # the other workers go on telling it
 
     def renewed(self, pause: Callable[[], None]) -> "Models":

@@ -69,11 +69,12 @@ class Serving:
     def __init__(self, settings: Settings, repository: Repository, metrics: Metrics, threads: int) -> None:
         self.settings, self.repository, self.metrics = settings, repository, metrics
         self.workers_dead: Callable[[], list[str]] = list  # what is wrong with the processes beside this one
+        self.is_alone: Callable[[], bool] = lambda: False  # whether a single request is being answered, if that is known
         self.costs = Costs()
         self.scheduler: Scheduler[Prediction] = Scheduler(
             _start, settings.max_wait_s, settings.max_jobs, self._learn, partial(compute_on, threads)
         )
-        self._awaited: Awaited[Prediction] = Awaited(self.scheduler.attend)
+        self._awaited: Awaited[Prediction] = Awaited(self.scheduler.attend, lambda: self.is_alone())
 
     async def find(self, request: PredictRequest) -> tuple[Card, Predictor]:
         """Find what a request names; a version asked for the first time is loaded in a thread.

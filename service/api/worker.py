@@ -60,6 +60,10 @@ class Worker(uvicorn.Server):
         self._refuses = asyncio.Event()
         self._parent = os.getppid()
 
+    def is_alone(self) -> bool:
+        """Tell whether a single request is being answered."""
+        return len(self.server_state.tasks) == 1
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Heed what the supervisor sends; what a terminal sends to all is the supervisor's."""
