@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 Result = TypeVar("Result")
@@ -46,6 +47,11 @@ class Work(Protocol):
         """Tell whether it can run together with others of its key."""
 
 
+def is_wanted(future: "Future[Any]", deadline: float) -> bool:
+    """Tell whether anybody still waits for what is to be there by a deadline."""
+    return not future.done() and time.monotonic() < deadline
+
+
 @dataclass(eq=False)
 class Job(Generic[Result]):
     """Some work that somebody waits for.
@@ -79,7 +85,12 @@ class Job(Generic[Result]):
 
     def is_wanted(self) -> bool:
         """Tell whether anybody still waits for it."""
-        return not self.future.done() and time.monotonic() < self.deadline
+        return is_wanted(self.future, self.deadline)
+
+    @property
+    def wish(self) -> Callable[[], bool]:
+        """What tells its own work the same: it does not hold the job, so both are gone without the collector."""
+        return partial(is_wanted, self.future, self.deadline)
 
     def cancel(self) -> None:
         """Give it up: nobody waits any more."""

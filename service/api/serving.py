@@ -69,7 +69,7 @@ class Serving:
     def __init__(self, settings: Settings, repository: Repository, metrics: Metrics, threads: int) -> None:
         self.settings, self.repository, self.metrics = settings, repository, metrics
         self.workers_dead: Callable[[], list[str]] = list  # what is wrong with the processes beside this one
-        self.is_alone: Callable[[], bool] = lambda: False  # whether a single request is being answered, if that is known
+        self.is_alone: Callable[[], bool] = lambda: False  # whether one request is being answered, if known
         self.costs = Costs()
         self.scheduler: Scheduler[Prediction] = Scheduler(
             _start, settings.max_wait_s, settings.max_jobs, self._learn, partial(compute_on, threads)
@@ -195,7 +195,7 @@ def _heeding(work: Callable[..., _Result], *arguments: Any) -> _Result:
 
 def _start(jobs: Sequence[Job[Prediction]]) -> Steps[Prediction]:
     for job in jobs:
-        job.work.wait_for(job.is_wanted)
+        job.work.wait_for(job.wish)
     return together([job.work for job in jobs])
 
 
