@@ -20,7 +20,7 @@ UNKNOWN = "unknown"  # the route of a request that none takes
 CLIENT_GONE = 499  # what proxies log where the caller left: nobody is sent it
 _log = logging.getLogger("thinnet.access")
 PROBES = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics")
-_ADD_S = 0.2  # how soon what is counted is seen from other processes
+_ADD_S = 0.05  # how soon what is counted is seen from other processes
 _TOLD = ("model", "rows", "passes", "queue_s", "compute_s")
 _REASONS = {
     400: "bad_request",
