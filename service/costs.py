@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Protocol
 
+from service.job import LITTLE_S
+
 _KINDS_KEPT = 256
-_CALL_S, _RATE_S = 2e-3, 2e-7  # until anything is known; more than is ever done on an event loop
+_CALL_S, _RATE_S = 2 * LITTLE_S, 2e-7  # until anything is known: what takes who knows how long is not little
 _FIRST_ROW_PASSES = 1e4  # how many rows × passes that first guess counts for
 _MOST_ROW_PASSES = 1e7  # past as many, what was learned counts half, so that a machine may change
 _FORGET = 1.02  # the shortest run so far counts as that much longer with every run

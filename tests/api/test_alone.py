@@ -3,6 +3,7 @@
 import asyncio
 import gc
 from pathlib import Path
+from threading import current_thread
 from typing import Any
 
 import orjson
@@ -48,6 +49,27 @@ async def answer(app: FastAPI) -> Any:
     await app(dict(HEAD), receive, send)
     assert sent[0]["status"] == 200
     return orjson.loads(b"".join(message.get("body", b"") for message in sent))
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_what_takes_who_knows_how_long_is_not_done_on_the_loop(folder: Path, is_alone: bool) -> None:
+    app, threads = create_app(Settings(models=folder)), list[str]()
+    app.state.serving.is_alone = lambda: is_alone
+    scheduler = app.state.serving.scheduler
+    start = scheduler._start
+
+    def noting(jobs: Any) -> Any:
+        threads.append(current_thread().name)
+        return start(jobs)
+
+    scheduler._start = noting
+
+    async def twice() -> None:
+        await answer(app)
+        await answer(app)
+
+    asyncio.run(twice())
+    assert threads == ["compute", current_thread().name]
 
 
 @pytest.mark.parametrize("is_alone", [True, False])
