@@ -1,8 +1,8 @@
 """Which thread of a server computes on how many; it does not know what is computed.
 
 Where two threads compute in parallel, OpenMP has more threads than processors, lets none of them wait for the next
-operator awake, and each operator then wakes them from the kernel: a ResNet's forward takes twice as long. So one thread
-alone computes on several, and the event loop's, which does what is little, on itself.
+operator awake, and each operator then wakes them from the kernel: a ResNet's forward takes up to twice as long. So one
+thread alone computes on several, and the event loop's, which does what is little, by itself.
 """
 
 import sys
@@ -14,7 +14,7 @@ _SWITCH_S = 5e-4  # the computing thread asks for the interpreter at every opera
 
 
 def compute_alone() -> None:
-    """Let this thread, and those that begin later, compute on itself, and others have the interpreter soon."""
+    """Let each thread, this one and those that begin later, compute by itself, and have the interpreter soon."""
     torch.set_num_threads(1)
     sys.setswitchinterval(_SWITCH_S)
 
