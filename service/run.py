@@ -173,10 +173,9 @@ class Run:
         part, tensors = parts[0], rows_of(parts)
         off, statistics = self._deterministic(part, tensors), self.statistics(part)
         draw = Draw(part.ask.seed, 0, part.ask.passes, noise_rows(parts))
-        with torch.inference_mode():
-            by_output = self.by_output(self.compiled.trunk(tensors), shapes, draw)
-            for own, raw in zip(statistics, by_output, strict=True):
-                own.add(*raw)
+        by_output = self.by_output(self.compiled.trunk(tensors), shapes, draw)
+        for own, raw in zip(statistics, by_output, strict=True):
+            own.add(*raw)
         return [own.finish(plain) for own, plain in zip(statistics, off, strict=True)]
 
     def _answered(self, found: Mapping[int, Sequence[Receipt]]) -> Steps[Answers]:
