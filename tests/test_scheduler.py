@@ -153,7 +153,7 @@ def test_much_that_is_little_is_done_a_while_at_a_time_so_that_others_have_their
 ) -> None:
     bench.go.set()
     scheduler, bench.step_s = make(), 2e-3
-    jobs, done = [scheduler.submit(Task("a", None), 2e-3, wake=False) for _ in range(20)], [0]
+    jobs, done = [scheduler.submit(Task(str(place), None), 2e-3, wake=False) for place in range(20)], [0]
     while scheduler.attend():
         done.append(sum(job.future.done() for job in jobs))
 
@@ -161,7 +161,7 @@ def test_much_that_is_little_is_done_a_while_at_a_time_so_that_others_have_their
     assert 0 < done[1] <= 5, "ten milliseconds of work"
     assert all(job.future.done() for job in jobs)
     assert set(bench.threads) == {current_thread().name}
-    assert [job.queue_s for job in jobs] == sorted(job.queue_s for job in jobs), "whoever came first is first"
+    assert bench.told == [f"{place} 0" for place in range(20)], "whoever came first is first"
 
 
 def test_little_ones_run_together_as_far_as_that_takes_no_longer_than_a_while(

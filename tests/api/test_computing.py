@@ -16,12 +16,13 @@ from service.api.computing import compute_on
 from service.settings import Settings
 
 THREADS = """
-import os, torch
+import os, time, torch
 from concurrent.futures import ThreadPoolExecutor
 from service.api.computing import compute_alone, compute_on, heed_threads
 
 def begun(prepare):
     prepare()
+    time.sleep(0.2)  # a thread that was waited for is still told of for a moment
     before = len(os.listdir("/proc/self/task"))
     torch.randn(900, 900) @ torch.randn(900, 900)
     return len(os.listdir("/proc/self/task")) - before
