@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 Result = TypeVar("Result")
 LITTLE_S = 3e-3  # what takes no longer is done as it came
-_STEP = 4.0  # costs within a factor of so much are alike
+ALIKE = 4.0  # costs within a factor of so much are
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ Steps = Generator[Mapping[int, Result] | Pending, None, None]  # each gives what
 
 def level_of(cost_s: float) -> int:
     """Return a cost's order of magnitude; what costs about as much has the same, and all that is little."""
-    return 0 if cost_s <= LITTLE_S else 1 + math.floor(math.log(cost_s / LITTLE_S, _STEP))
+    return 0 if cost_s <= LITTLE_S else 1 + math.floor(math.log(cost_s / LITTLE_S, ALIKE))
 
 
 class Work(Protocol):
@@ -131,6 +131,11 @@ class Running(Generic[Result]):
     def level(self) -> int:
         """The order of magnitude of their cost."""
         return self.jobs[0].level
+
+    @property
+    def cost_s(self) -> float:
+        """What the first of them is expected to take."""
+        return self.jobs[0].cost_s
 
     @property
     def arrived(self) -> float:

@@ -1,11 +1,14 @@
 """Whose turn it is: what costs little first, and what costs more often enough; it does not know what a turn is of.
 
-Of what costs about as much, the one that came first. An order of magnitude of costs that has had no turn for a while
-gets one, so that none starves.
+Of what costs about as much, the one that came first, on whichever sides of the line between two orders of magnitude
+they are: what is expected of equal work varies. An order of magnitude of costs that has had no turn for a while gets
+one, so that none starves.
 """
 
 from collections.abc import Iterable
 from typing import Generic, Protocol, TypeVar
+
+from service.job import ALIKE, LITTLE_S
 
 _AGE_S = 1.0  # the longest that an order of magnitude waits for a step, or
 _AGE_STEPS = 8.0  # so many times as long as its last one: of a thread that is never free it has a ninth at least
@@ -17,6 +20,10 @@ class Waiting(Protocol):
     @property
     def level(self) -> int:
         """Its cost's order of magnitude."""
+
+    @property
+    def cost_s(self) -> float:
+        """How long it is expected to take."""
 
     @property
     def arrived(self) -> float:
@@ -43,13 +50,17 @@ class Turns(Generic[_Waiting]):
 
     def head(self, waiting: Iterable[_Waiting], now: float) -> _Waiting | None:
         """Return what comes first; None where nothing waits."""
+        in_order = sorted(waiting, key=lambda each: each.arrived)
         heads: dict[int, _Waiting] = {}
-        for each in sorted(waiting, key=lambda each: each.arrived):
+        for each in in_order:
             heads.setdefault(each.level, each)
         if not heads:
             return None
         starved = min(heads, key=lambda level: self._due(level, heads[level]))
-        return heads[starved if now > self._due(starved, heads[starved]) else min(heads)]
+        if now > self._due(starved, heads[starved]):
+            return heads[starved]
+        most_s = ALIKE * max(LITTLE_S, min(each.cost_s for each in in_order))
+        return next(each for each in in_order if each.cost_s <= most_s)
 
     def _due(self, level: int, head: _Waiting) -> float:
         """Return when an order of magnitude is to have a turn, whatever costs less."""

@@ -177,6 +177,21 @@ def test_little_ones_run_together_as_far_as_that_takes_no_longer_than_a_while(
     assert 1 < max(job.together for job in jobs) <= 5
 
 
+def test_of_what_costs_about_as_much_the_first_is_first_whatever_was_expected_of_it(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    scheduler = make()
+    first = scheduler.submit(Task("first", None), 0.0)
+    until(lambda: first.queue_s > 0 or not scheduler._waiting)
+    costs = [0.0121, 0.0119] * 4  # on both sides of four times what is little
+    jobs = [scheduler.submit(Task(str(place), None), cost_s) for place, cost_s in enumerate(costs)]
+    assert len({job.level for job in jobs}) == 2
+    bench.go.set()
+    for job in jobs:
+        job.future.result(SOON_S)
+    assert bench.told[1:] == [f"{place} 0" for place in range(8)]
+
+
 def test_the_thread_that_computes_is_prepared_first(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
     bench.go.set()
     scheduler = make(prepare=lambda: bench.threads.append(f"{current_thread().name} prepared"))
