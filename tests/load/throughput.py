@@ -184,7 +184,7 @@ def beside_a_bare_route(told: argparse.Namespace, folder: Path) -> list[Row]:
 
 
 def in_turn(urls: dict[str, str], body: Path, clients: int, seconds: float) -> dict[str, Measured]:
-    """Measure servers in turn, again and again, since a machine is slower for seconds; return the median of each."""
+    """Measure servers in turn, after a first round that warms them: a machine is slower for seconds; return medians."""
     rounds: list[dict[str, Measured]] = []
     for _ in range(ROUNDS + 1):
         rounds.append({name: measure(url, body, clients, max(1, seconds / ROUNDS)) for name, url in urls.items()})
