@@ -46,6 +46,7 @@ class Product:
         result: What the export recorded of its whole result; None where nothing is known.
         weight: Elements of its whole weight.
         depth: How many of them make one element of the result.
+        features: How many features or channels it reads.
         inputs: Index of the noise whose units its inputs are, if they are thinned.
         outputs: Index of the noise whose units its outputs are, if they are.
         is_whole: Whether it is left as it is.
@@ -56,6 +57,7 @@ class Product:
     result: Tensor | None
     weight: int
     depth: int
+    features: int
     inputs: int | None
     outputs: int | None
     is_whole: bool
@@ -213,7 +215,7 @@ class _Thinner:
         weight = attrgetter(str(node_operand(node, 1).target))(self.module)
         result = value_of(node) if is_tensor(node) else None
         before, behind = (self.order[each.noise] if each else None for each in (inputs, outputs))
-        sizes, is_whole = (weight.numel(), weight[0].numel()), node.name in self.whole
+        sizes, is_whole = (weight.numel(), weight[0].numel(), weight.shape[1]), node.name in self.whole
         is_shared = node.target is torch.ops.aten.conv2d.default and shares_value(node_operand(node))
         taps = weight[0, 0].numel() if is_shared and operand(node, 6, 1) == 1 else 1
         self.products.append(Product(node.name, result, *sizes, before, behind, is_whole, taps))

@@ -20,6 +20,7 @@ class Work:
         outputs: Elements of its result, were it whole; 0 where they are not known, which promises nothing.
         weight: Elements of its weight.
         depth: How many products make one element of its result.
+        inputs: Elements of what it reads, were that whole and of as many positions.
         kept_inputs: The part of its inputs that is kept.
         kept_outputs: The part of its outputs that is kept.
         is_whole: Whether it is left as it is.
@@ -29,6 +30,7 @@ class Work:
     outputs: int
     weight: int
     depth: int
+    inputs: int
     kept_inputs: float
     kept_outputs: float
     is_whole: bool = False
@@ -39,9 +41,10 @@ class Work:
         return self.whole_s(rates) if self.is_whole else self.thinned_s(rates)
 
     def whole_s(self, rates: Rates) -> float:
-        """Return the seconds on all units in a pass by itself: read the weight, multiply, write, spread."""
+        """Return the seconds on all units in a pass by itself: spread the value, read the weight, multiply, write."""
+        spread = (1 + self.kept_inputs) * self.inputs / rates.gathers if self.kept_inputs < 1 else 0.0
         multiplied = max(2 * self.outputs * self.depth / rates.products, self.weight / rates.gathers)
-        return multiplied + 2 * self.outputs / rates.writes
+        return spread + multiplied + 2 * self.outputs / rates.writes
 
     def thinned_s(self, rates: Rates) -> float:
         """Return the seconds on what is kept: gather the weight, multiply, write."""
@@ -84,4 +87,5 @@ def _work(product: Product, symbols: Symbols, shapes: Sequence[tuple[int, ...]],
     outputs = 0 if product.result is None else prod(symbols.lengths(symbols.dims(product.result), shapes))
     inside, outside = (1.0 if each is None else kept[each] for each in (product.inputs, product.outputs))
     left = 1.0 if product.taps == 1 else part_left(MANY, product.taps)
-    return Work(outputs, product.weight, product.depth, inside, outside, product.is_whole, left)
+    inputs = outputs * product.features * product.depth // product.weight
+    return Work(outputs, product.weight, product.depth, inputs, inside, outside, product.is_whole, left)
