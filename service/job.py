@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 Result = TypeVar("Result")
 LITTLE_S = 3e-3  # what takes no longer is done as it came
-ALIKE = 4.0  # costs within a factor of so much are
+_ALIKE = 4.0  # costs within a factor of so much are about the same
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,18 @@ Steps = Generator[Mapping[int, Result] | Pending, None, None]  # each gives what
 
 
 def level_of(cost_s: float) -> int:
-    """Return a cost's order of magnitude; what costs about as much has the same, and all that is little."""
-    return 0 if cost_s <= LITTLE_S else 1 + math.floor(math.log(cost_s / LITTLE_S, ALIKE))
+    """Return a cost's order of magnitude; all that is little has the same."""
+    return 0 if cost_s <= LITTLE_S else 1 + math.floor(math.log(cost_s / LITTLE_S, _ALIKE))
+
+
+def comes_before(cost_s: float, other_s: float) -> bool:
+    """Tell whether what costs so much and came first comes before another: it costs about as much, or less."""
+    return cost_s <= _ALIKE * max(LITTLE_S, other_s)
+
+
+def are_alike(cost_s: float, other_s: float) -> bool:
+    """Tell whether two costs are about the same, on whichever sides of a line between orders of magnitude."""
+    return comes_before(cost_s, other_s) and comes_before(other_s, cost_s)
 
 
 class Work(Protocol):

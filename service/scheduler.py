@@ -19,16 +19,15 @@ from collections.abc import Callable, Mapping, Sequence
 from threading import Condition, Lock, Thread
 from typing import Generic
 
-from service.errors import DeadlineExceeded, Draining, Overloaded
-from service.job import LITTLE_S, Job, Pending, Result, Running, Steps, Work, level_of
-from service.pace import Pace
+from service.accepted import Accepted
+from service.errors import DeadlineExceeded, Draining
+from service.job import Job, Pending, Result, Running, Steps, Work
+from service.together import together
 from service.turns import Turns
 
 _log = logging.getLogger("thinnet")
 _LOOK_S = 0.02
 _WHILE_S = 1e-2  # for which little jobs hold the loop up, which a thread that is woken would do as well
-_LEAST_WAIT_S = 1.0
-_OVERTAKEN_S = 0.05  # of work that a run may hold if it takes some that came after others which it leaves waiting
 _MOST_PENDING = 2  # runs whose results are on their way: one is computed, one is next
 
 
@@ -52,28 +51,27 @@ class Scheduler(Generic[Result]):
         prepare: Callable[[], None] = lambda: None,
     ) -> None:
         self._start, self._finished, self._prepare = start, finished, prepare
-        self._max_wait_s, self._max_jobs = max_wait_s, max_jobs
-        self._waiting: list[Job[Result]] = []
-        self._active: list[Running[Result]] = []
-        self._accepted_s = 0.0  # what everything that waits or runs costs
-        self._pace = Pace()
+        self._accepted: Accepted[Result] = Accepted(max_wait_s, max_jobs)
         self._turns: Turns[Running[Result] | Job[Result]] = Turns()
         self._arrived = 0.0  # when the last results that were on their way were there
         self._changed, self._turn = Condition(), Lock()
         self._moved = time.monotonic()
         self._thread: Thread | None = None
-        self.closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is accepted any more."""
+        return self._accepted.closed
 
     @property
     def in_flight(self) -> int:
         """How many jobs are accepted and have not ended."""
-        return sum(not job.future.done() for job in self._accepted())
+        return self._accepted.in_flight
 
     @property
     def queued_cost_s(self) -> float:
         """How many seconds the work that is accepted and not done is expected to take, at today's pace."""
-        waiting_s = sum(job.cost_s for job in list(self._waiting) if not job.future.done())
-        return (waiting_s + sum(run.left_s for run in list(self._active) if run.is_wanted())) * self._pace.times
+        return self._accepted.cost_s
 
     @property
     def stalled_s(self) -> float:
@@ -95,13 +93,9 @@ class Scheduler(Generic[Result]):
         """
         job: Job[Result] = Job(work, cost_s, time.monotonic() + timeout_s)
         with self._changed:
-            if self.closed:
-                raise Draining("the server is stopping; ask another one, or again later")
-            self._check_room(cost_s)
-            if not (self._waiting or self._active):
+            if not self._accepted:
                 self._moved = time.monotonic()
-            self._waiting.append(job)
-            self._accepted_s += cost_s
+            self._accepted.add(job)
             if wake:
                 self._wake()
         return job
@@ -112,28 +106,28 @@ class Scheduler(Generic[Result]):
         Returns:
             Whether there is more of that kind: then this is to be called again, once others have had their turn.
         """
-        if not self._is_little() or not self._turn.acquire(blocking=False):
+        if not self._accepted.is_little or not self._turn.acquire(blocking=False):
             self._leave_to_thread()
             return False
         try:
             self._do_little(time.monotonic() + _WHILE_S)
         finally:
             self._turn.release()
-        if not self._is_little():
+        if not self._accepted.is_little:
             self._leave_to_thread()
             return False
-        return bool(self._waiting)
+        return bool(self._accepted.waiting)
 
     def _leave_to_thread(self) -> None:
         with self._changed:
-            if self._waiting or self._active:
+            if self._accepted:
                 self._wake()
 
     def _do_little(self, until: float) -> None:
         """Do what waits, and end what was begun even if it takes longer."""
-        while (self._waiting or self._active) and all(run.pending for run in self._active):
+        while self._accepted and all(run.pending for run in self._accepted.active):
             left_s = until - time.monotonic()
-            if left_s <= 0 and not self._active:
+            if left_s <= 0 and not self._accepted.active:
                 return
             self._advance(left_s)
 
@@ -143,47 +137,18 @@ class Scheduler(Generic[Result]):
             self._thread.start()
         self._changed.notify()
 
-    def _is_little(self) -> bool:
-        return not self._active and all(job.cost_s <= LITTLE_S for job in list(self._waiting))
-
     def check_room(self) -> None:
         """Check that a job as short as the shortest that waits would be accepted now.
 
         Raises:
             Overloaded: It would not.
         """
-        if not self._has_room():
-            self._check_room(min((job.cost_s for job in list(self._waiting)), default=0.0))
-
-    def _has_room(self) -> bool:
-        """Tell whether there is room whatever is ahead, without looking at each job."""
-        count = len(self._waiting) + sum(len(run.jobs) for run in list(self._active))
-        return count < self._max_jobs and self._accepted_s * self._pace.times <= self._max_wait_s
-
-    def _check_room(self, cost_s: float) -> None:
-        if self._has_room():
-            return
-        count, ahead_s = self.in_flight, self._ahead_s(cost_s)
-        if count >= self._max_jobs or (count and ahead_s > self._max_wait_s):
-            raise Overloaded(
-                f"{count} requests are accepted, {ahead_s:.3g} s of work ahead of this one; ask again later",
-                math.ceil(max(ahead_s, _LEAST_WAIT_S)),
-            )
-
-    def _ahead_s(self, cost_s: float) -> float:
-        """Return how many seconds, at today's pace, accepted work takes that comes before a job of this cost.
-
-        That is what costs about as much or less.
-        """
-        most = level_of(cost_s)
-        waiting_s = sum(job.cost_s for job in list(self._waiting) if job.level <= most and not job.future.done())
-        active_s = sum(run.left_s for run in list(self._active) if run.level <= most and run.is_wanted())
-        return (waiting_s + active_s) * self._pace.times
+        self._accepted.check_room()
 
     def close(self) -> None:
         """Accept nothing more; what was accepted goes on."""
         with self._changed:
-            self.closed = True
+            self._accepted.closed = True
             self._changed.notify()
 
     async def drain(self, timeout_s: float) -> None:
@@ -197,18 +162,15 @@ class Scheduler(Generic[Result]):
     def give_up(self, error: Exception) -> None:
         """Let whatever has not ended end in an error."""
         with self._changed:
-            for job in self._accepted():
+            for job in self._accepted:
                 job.fail(error)
             self._changed.notify()
-
-    def _accepted(self) -> list[Job[Result]]:
-        return [*self._waiting, *(job for run in list(self._active) for job in run.jobs)]
 
     def _work(self) -> None:
         self._prepare()
         while True:
             with self._changed:
-                while not (self._waiting or self._active):
+                while not self._accepted:
                     if self.closed:
                         return
                     self._changed.wait()
@@ -225,17 +187,16 @@ class Scheduler(Generic[Result]):
 
     def _next(self, most_s: float) -> Running[Result] | None:
         """Return the run that steps next, made of waiting jobs where these come first."""
-        self._drop_unwanted()
-        pending = sorted((run for run in self._active if run.pending), key=lambda run: run.launched)
+        for job in self._accepted.drop_unwanted():
+            job.fail(_too_late())
+        active = self._accepted.active
+        pending = sorted((run for run in active if run.pending), key=lambda run: run.launched)
         if arrived := next((run for run in pending if run.is_ready()), None):
             return arrived
-        now = time.monotonic()
-        accepted: list[Running[Result] | Job[Result]] = [
-            *(run for run in self._active if not run.pending),
-            *self._waiting,
-        ]
-        begins = most_s > 0 and len(pending) < _MOST_PENDING
-        head = self._turns.head(accepted, now) if begins else None
+        now, begins = time.monotonic(), most_s > 0 and len(pending) < _MOST_PENDING
+        ready: list[Running[Result] | Job[Result]] = [*(run for run in active if not run.pending)]
+        ready += self._accepted.waiting
+        head = self._turns.head(ready, now) if begins else None
         if pending and not isinstance(head, Job):
             return pending[0]
         if head is None:
@@ -243,43 +204,13 @@ class Scheduler(Generic[Result]):
         self._turns.begins(head.level, now)
         return self._begin(head, now, most_s) if isinstance(head, Job) else head
 
-    def _drop_unwanted(self) -> None:
-        kept = []
-        for job in self._waiting:
-            if job.is_wanted():
-                kept.append(job)
-            else:
-                job.fail(_too_late())
-                self._accepted_s -= job.cost_s
-        self._waiting = kept
-
     def _begin(self, first: Job[Result], now: float, most_s: float) -> Running[Result]:
-        jobs, others = [first], []
-        cost_s = first.cost_s
-        for job in self._waiting:
-            if job is first:
-                continue
-            if cost_s + job.cost_s <= most_s and self._joins(job, jobs):
-                jobs.append(job)
-                cost_s += job.cost_s
-            else:
-                others.append(job)
-                if job.level == first.level:
-                    most_s = min(most_s, _OVERTAKEN_S)
-        self._waiting = others
+        jobs = together(first, self._accepted.waiting, most_s)
         for job in jobs:
             job.queue_s, job.together = now - job.arrived, len(jobs)
         run = Running(jobs, self._start(jobs))
-        self._active.append(run)
+        self._accepted.begin(run)
         return run
-
-    def _joins(self, job: Job[Result], jobs: Sequence[Job[Result]]) -> bool:
-        """Tell whether a job can run with others that will."""
-        first = jobs[0]
-        if job.alone or first.alone or job.level != first.level:
-            return False
-        key = first.work.key
-        return key is not None and job.work.key == key and job.work.fits([each.work for each in jobs])
 
     def _step(self, run: Running[Result]) -> None:
         began, found = time.monotonic(), None
@@ -313,7 +244,7 @@ class Scheduler(Generic[Result]):
 
     def _end_well(self, run: Running[Result]) -> None:
         self._remove(run)
-        self._pace.learn(sum(job.cost_s for job in run.jobs), run.spent_s)
+        self._accepted.pace.learn(sum(job.cost_s for job in run.jobs), run.spent_s)
         try:
             self._finished(run.jobs, run.spent_s)
         except Exception:  # who looks on must not end the thread
@@ -332,17 +263,12 @@ class Scheduler(Generic[Result]):
         if len(run.jobs) == 1:
             run.jobs[0].fail(error)
             return
-        left = [job for job in run.jobs if not job.future.done()]
         with self._changed:
-            for job in left:
-                job.alone = True
-                self._accepted_s += job.cost_s
-            self._waiting = [*left, *self._waiting]
+            self._accepted.again(run)
 
     def _remove(self, run: Running[Result]) -> None:
         with self._changed:
-            self._active.remove(run)
-            self._accepted_s -= sum(job.cost_s for job in run.jobs)
+            self._accepted.end(run)
 
 
 def _too_late() -> DeadlineExceeded:

@@ -8,7 +8,7 @@ one, so that none starves.
 from collections.abc import Iterable
 from typing import Generic, Protocol, TypeVar
 
-from service.job import ALIKE, LITTLE_S
+from service.job import comes_before
 
 _AGE_S = 1.0  # the longest that an order of magnitude waits for a step, or
 _AGE_STEPS = 8.0  # so many times as long as its last one: of a thread that is never free it has a ninth at least
@@ -59,8 +59,8 @@ class Turns(Generic[_Waiting]):
         starved = min(heads, key=lambda level: self._due(level, heads[level]))
         if now > self._due(starved, heads[starved]):
             return heads[starved]
-        most_s = ALIKE * max(LITTLE_S, min(each.cost_s for each in in_order))
-        return next(each for each in in_order if each.cost_s <= most_s)
+        least_s = min(each.cost_s for each in in_order)
+        return next(each for each in in_order if comes_before(each.cost_s, least_s))
 
     def _due(self, level: int, head: _Waiting) -> float:
         """Return when an order of magnitude is to have a turn, whatever costs less."""

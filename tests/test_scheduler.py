@@ -99,7 +99,7 @@ def make(bench: Bench) -> Iterator[Callable[..., Scheduler[str]]]:
 def held(scheduler: Scheduler[str], *tasks: Task, cost_s: float = 1.0) -> list[Job[str]]:
     """Submit a job that holds the thread, then the others."""
     first = scheduler.submit(Task("first", None), 0.0)
-    until(lambda: first.queue_s > 0 or not scheduler._waiting)
+    until(lambda: first.queue_s > 0 or not scheduler._accepted.waiting)
     return [first, *(scheduler.submit(task, cost_s) for task in tasks)]
 
 
@@ -182,7 +182,7 @@ def test_of_what_costs_about_as_much_the_first_is_first_whatever_was_expected_of
 ) -> None:
     scheduler = make()
     first = scheduler.submit(Task("first", None), 0.0)
-    until(lambda: first.queue_s > 0 or not scheduler._waiting)
+    until(lambda: first.queue_s > 0 or not scheduler._accepted.waiting)
     costs = [0.0121, 0.0119] * 4  # on both sides of four times what is little
     jobs = [scheduler.submit(Task(str(place), None), cost_s) for place, cost_s in enumerate(costs)]
     assert len({job.level for job in jobs}) == 2
@@ -190,6 +190,28 @@ def test_of_what_costs_about_as_much_the_first_is_first_whatever_was_expected_of
     for job in jobs:
         job.future.result(SOON_S)
     assert bench.told[1:] == [f"{place} 0" for place in range(8)]
+
+
+def test_what_costs_about_as_much_runs_together_whatever_was_expected_of_it(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    scheduler = make()
+    first, *_ = held(scheduler)
+    costs = (0.0121, 0.0119, 0.01, 0.041, 0.0119)  # the first two on both sides of four times what is little
+    jobs = [scheduler.submit(Task(str(place)), cost_s) for place, cost_s in enumerate(costs)]
+    bench.go.set()
+    for job in (first, *jobs):
+        job.future.result(SOON_S)
+    assert bench.told[1:] == ["0+1+2+4 0", "3 0"], "0.041 costs more than four times as much as one of the others"
+
+
+def test_equal_ones_are_ahead_of_one_another_whatever_was_expected_of_them(
+    bench: Bench, make: Callable[..., Scheduler[str]]
+) -> None:
+    scheduler = make(max_wait_s=0.03)
+    held(scheduler, Task("a"), Task("b"), Task("c"), cost_s=0.0121)
+    with pytest.raises(Overloaded, match="4 requests are accepted"):
+        scheduler.submit(Task("d"), 0.0119)
 
 
 def test_the_thread_that_computes_is_prepared_first(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
@@ -440,7 +462,7 @@ def test_past_the_bound_a_caller_is_told_when_to_ask_again(bench: Bench, make: C
     with pytest.raises(Overloaded, match="3 requests are accepted, 2 s of work ahead of this one; ask again") as told:
         scheduler.submit(Task("c"), 2.0)
     assert told.value.retry_after_s == 2
-    short = scheduler.submit(Task("short"), 0.5)
+    short = scheduler.submit(Task("short"), 0.2)
     last = scheduler.submit(Task("last"), 0.1)
     with pytest.raises(Overloaded, match="5 requests are accepted"):
         scheduler.check_room()
@@ -633,7 +655,7 @@ def test_results_that_nobody_waits_for_any_more_cost_nothing(
         gone.cancel()
 
     assert slow.future.result(SOON_S) == "slow"
-    until(lambda: scheduler.in_flight == 0 and not scheduler._active)
+    until(lambda: scheduler.in_flight == 0 and not scheduler._accepted.active)
     assert bench.told == ["first 0", "gone 0", "slow 0"], "nobody waits for what nobody wants"
     assert scheduler.queued_cost_s == 0
     with pytest.raises((CancelledError, DeadlineExceeded)):
