@@ -11,7 +11,7 @@ from service.clock import Clock, Taken
 from service.graph.drawing import Draw
 from service.graph.footprint import Footprint, fits
 from service.graph.layout import with_rows
-from service.graph.tuned import is_round
+from service.graph.tuned import is_round, round_factors
 from service.group import Quantities
 from service.part import Part, Step, noise_rows, rows_of
 
@@ -45,6 +45,7 @@ class Block:
         self.tensors, self.rows = rows_of(ordered), noise_rows(ordered)
         self.clock = Clock(self.tensors[0].device)
         self.before: Taken | None = None
+        self.passes = self.of_rows = 0  # of the chunk before, but for what a step allows
         if not fits(lambda: self._begin(parts, list(rules.values()))):
             self._allow_fewer_rows()
 
@@ -89,16 +90,12 @@ class Block:
         return self.tensors[0].shape[0] - sum(group.rows for group in self.groups)
 
     def _next_passes(self, first: int) -> int:
-        """Return how many passes run next: about as many as in each chunk until rows may end.
-
-        Somewhat more where, times rows, they are a round number, and so is what is left: operators run these fastest.
-        """
+        """Return how many passes run next: about as many as in each chunk until rows may end."""
         rows, left = self.shapes[0][0], min(group.stop for group in self.groups) - first
-        most = self.run.chunk(self.footprint, self.shapes, self.ask.per_row)
-        alike = -(-left // -(-left // most))
-        several = range(alike, min(most, left) + 1)
-        passes = next((each for each in several if is_round(each * rows) and is_round(left % each * rows)), alike)
-        return min(passes, self.step.passes(rows, self.before)) if self.step else passes
+        most = min(left, self.run.chunk(self.footprint, self.shapes, self.ask.per_row))
+        if not 0 < self.passes <= most or rows != self.of_rows:
+            self.passes, self.of_rows = passes_of(left, most, rows), rows
+        return min(self.passes, self.step.passes(rows, self.before)) if self.step else self.passes
 
     def _take(self, draw: Draw) -> None:
         """Run passes and take them into the statistics of all groups, or of none."""
@@ -151,3 +148,23 @@ class Block:
         own = x.shape[0]
         rows = self.run.rows_for(own, self.footprint)
         return with_rows(x, rows) if rows > own else x
+
+
+def passes_of(left: int, most: int, rows: int) -> int:
+    """Return how many of the passes that are left are a chunk, if all chunks are to be about alike.
+
+    Operators are fastest where passes times rows are a round number, and best are equal chunks, for the memory that one
+    leaves is then what the next one needs. Where nothing from those that are alike to the most is both, somewhat fewer
+    passes may be.
+
+    Args:
+        left: The passes that are left.
+        most: How many may run at once.
+        rows: How many rows each has.
+    """
+    alike = -(-left // -(-left // most))
+    found = [each for each in round_factors(rows, most) if 3 * each > 2 * alike]
+    found = [each for each in found if each >= alike] + [each for each in reversed(found) if each < alike]
+    even = (each for each in found if not left % each)
+    rest = (each for each in found if is_round(left % each * rows))
+    return next(even, None) or next(rest, alike)

@@ -83,6 +83,13 @@ def is_round(rows: int) -> bool:
     return not rows or rows // (rows & -rows) in _ROUND
 
 
+def round_factors(rows: int, most: int) -> list[int]:
+    """Return what makes a number of rows a round one if it is multiplied by it, in order, as far as it is no more."""
+    odd = rows // (rows & -rows)
+    factors = (part // odd << power for part in _ROUND if not part % odd for power in range(most.bit_length()))
+    return sorted(each for each in factors if each <= most)
+
+
 def round_parts(rows: int) -> list[int]:
     """Return round numbers that make a number of rows, the largest first; few, for they lie close."""
     parts = []
