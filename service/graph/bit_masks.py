@@ -2,8 +2,7 @@
 
 It does not know plans, or which passes a mask is for, and serves the CPU alone; `kernels` serves other devices with
 products of the same form. What it computes is what `MaskColumns`
-does, from the same bits: [W b] is masked in a buffer that is used again and again, and 1 / q scales a linear product
-instead of the weights.
+does, from the same bits: [W b] / q is masked in a buffer that is used again and again.
 """
 
 from abc import ABC, abstractmethod
@@ -23,6 +22,7 @@ from service.graph.layout import LAYOUT, Layout
 from service.graph.nodes import node_operand, operand, value_of
 from service.graph.program import STATE_NAME
 from service.graph.shapes import BatchAxis
+from service.graph.tuned import linear, rectified_linear
 from service.graph.weights import CONVOLUTIONS, LINEAR, Use, WeightSite, readers
 
 _ROWS = BatchAxis(0)
@@ -105,7 +105,16 @@ class NoisyProduct(ABC, Generic[Drawn]):
 
 
 class MaskedLinear(NoisyProduct[PackedDropConnect]):
-    """u = (M / q ∘ [W b]) [x; 1]."""
+    """u = M ∘ [W b] / q [x; 1]; its parameters are scaled already."""
+
+    scaled = True
+    rectifies = False
+
+    def rectified(self) -> "MaskedLinear":
+        """Return what gives max(u, 0)."""
+        other = MaskedLinear(self.variant, self.bias, self.layer, self.shape)
+        other.rectifies = True
+        return other
 
     def __call__(self, rows: int, noise: Tensor, x: Tensor, parameters: Tensor) -> Tensor:
         """Map x [rows, *, in], or the rows of one pass for all, to u [rows, *, out] by [W b …] [out, in + biases]."""
@@ -113,14 +122,32 @@ class MaskedLinear(NoisyProduct[PackedDropConnect]):
         networks = noise.shape[-2]
         held = passes if len(x) == rows else 1
         inputs = x.reshape(held, networks, -1, x.shape[-1]).expand(passes, -1, -1, -1).flatten(0, 1)
-        products = self._products(noise.reshape(passes * networks, -1), inputs.transpose(1, 2), parameters)
-        return products.transpose(1, 2).reshape(rows, *x.shape[1:-1], -1)
+        products = self._products(noise.reshape(passes * networks, -1), inputs, parameters)
+        return products.reshape(rows, *x.shape[1:-1], -1)
 
     def _products(self, packed: Tensor, inputs: Tensor, parameters: Tensor) -> Tensor:
-        """Return u [K, out, T] of K networks whose inputs are [K, in, T]."""
-        if inputs.shape[2] == 1:  # a product with one vector reads more than it multiplies: bfloat16 would only slow it
+        """Return u [K, T, out] of K networks whose inputs are [K, T, in]."""
+        if inputs.shape[1] == 1:  # a product with one vector reads more than it multiplies: bfloat16 would only slow it
             parameters, inputs = parameters.float(), inputs.float()
         together = max(1, min(len(packed), _BUFFER_ELEMENTS // parameters.numel()))
+        if together == 1 and inputs.shape[1] > 1:
+            return self._one_by_one(packed, inputs, parameters)
+        found = self._together(together, packed, inputs.transpose(1, 2), parameters).transpose(1, 2)
+        return found.relu_() if self.rectifies else found
+
+    def _one_by_one(self, packed: Tensor, inputs: Tensor, parameters: Tensor) -> Tensor:
+        """Return u [K, T, out] by one layer for each network."""
+        weight = parameters.new_empty(len(parameters), self.columns)
+        found = parameters.new_empty(*inputs.shape[:2], len(parameters))
+        layer = rectified_linear if self.rectifies else linear
+        for bits, x, u in zip(packed, inputs, found, strict=True):
+            mask = self.variant.unpack(bits, parameters.numel()).view(parameters.shape)
+            weight.copy_(mask[:, : self.columns]).mul_(parameters[:, : self.columns])
+            u.copy_(layer(x, weight, None if self.bias is None else mask[:, self.bias] * parameters[:, self.bias]))
+        return found
+
+    def _together(self, together: int, packed: Tensor, inputs: Tensor, parameters: Tensor) -> Tensor:
+        """Return u [K, out, T] of inputs [K, in, T], so many networks at once."""
         found = parameters.new_empty(len(packed), len(parameters), inputs.shape[2])
         buffer = parameters.new_empty(together, *parameters.shape)
         for first in range(0, len(packed), together):
@@ -132,16 +159,14 @@ class MaskedLinear(NoisyProduct[PackedDropConnect]):
 
     def _multiply(self, masked: Tensor, inputs: Tensor, found: Tensor) -> None:
         """Write u [G, out, T] of masked parameters [G, out, in + biases] and inputs [G, in, T]."""
-        scale = 1 / self.variant.q
         weight = masked[..., : inputs.shape[1]]
-        bias = found if self.bias is None else masked[..., self.bias, None]
-        beta = 0 if self.bias is None else scale
+        bias, beta = (found, 0) if self.bias is None else (masked[..., self.bias, None], 1)
         if len(masked) > 1:
-            torch.baddbmm(bias, weight, inputs, beta=beta, alpha=scale, out=found)
+            torch.baddbmm(bias, weight, inputs, beta=beta, out=found)
         elif inputs.shape[2] > 1:
-            torch.addmm(bias[0], weight[0], inputs[0], beta=beta, alpha=scale, out=found[0])
+            torch.addmm(bias[0], weight[0], inputs[0], beta=beta, out=found[0])
         else:
-            torch.addmv(bias[0, :, 0], weight[0], inputs[0, :, 0], beta=beta, alpha=scale, out=found[0, :, 0])
+            torch.addmv(bias[0, :, 0], weight[0], inputs[0, :, 0], beta=beta, out=found[0, :, 0])
 
 
 class MaskedConvolution(NoisyProduct[PackedDropConnect]):
@@ -165,9 +190,10 @@ class MaskedConvolution(NoisyProduct[PackedDropConnect]):
         return torch.stack(found).flatten(0, 1)
 
 
-def join_columns(weight: Tensor, *biases: Tensor) -> Tensor:
-    """Return [W b …] [out, columns + biases]."""
-    return torch.cat([weight.flatten(1), *(bias[:, None] for bias in biases)], 1)
+def join_columns(weight: Tensor, *biases: Tensor, scale: float = 1.0) -> Tensor:
+    """Return [W b …] [out, columns + biases], scaled."""
+    joined = torch.cat([weight.flatten(1), *(bias[:, None] for bias in biases)], 1)
+    return joined if scale == 1 else joined.mul_(scale)
 
 
 def packed_form(site: WeightSite, variant: Variant) -> PackedDropConnect | str:

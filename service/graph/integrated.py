@@ -128,7 +128,7 @@ class _Writer:
     ) -> tuple[fx.Node, fx.Node]:
         noise, x, joined = (node_operand(last, index) for index in (1, 2, 3))
         self._check(_Path(noise, (last,), (), after, (last, *after)), within, name)
-        weight, *biases = (node_operand(joined) if product.scaled else joined).all_input_nodes
+        weight, *biases = joined.all_input_nodes
         bias = None if product.bias is None else biases[product.bias - product.columns]
         square_bias = None if bias is None else self._square(bias)
         mean = self._layer(product.layer, x, weight, bias, like=last)

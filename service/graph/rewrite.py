@@ -259,9 +259,8 @@ class _Writer:
     def _noisy_product(self, node: fx.Node) -> fx.Node:
         acting, site, noise = self.noisy_products[node]
         parameters = tuple(self.copies[each] for each in (site.parameter, *biases_of(site)))
-        x, joined = self.copies[node_operand(node)], self.graph.call_function(join_columns, parameters)
-        if acting.scaled:
-            joined = self.graph.call_function(torch.mul, (joined, 1 / acting.variant.q))
+        scale = {"scale": 1 / acting.variant.q} if acting.scaled else {}
+        x, joined = self.copies[node_operand(node)], self.graph.call_function(join_columns, parameters, scale)
         narrower = self.narrower if acting.narrows else None
         if narrower is not None:
             x, joined = narrower.operand(x), narrower.operand(joined)

@@ -196,13 +196,14 @@ def tune(module: fx.GraphModule) -> None:
 
 
 def _take_in_rectifiers(module: fx.GraphModule) -> None:
-    """Let linear layers rectify what nothing but a rectifier reads."""
-    for node in module.graph.find_nodes(op="call_function", target=linear):
+    """Let linear layers, and whatever else can, rectify what nothing but a rectifier reads."""
+    for node in list(module.graph.nodes):
         rectifier = only_user(node, aten.relu.default, aten.relu_.default)
-        if rectifier is not None:
-            node.target = rectified_linear
-            rectifier.replace_all_uses_with(node)
-            module.graph.erase_node(rectifier)
+        if rectifier is None or not (node.target is linear or hasattr(node.target, "rectified")):
+            continue
+        node.target = rectified_linear if node.target is linear else node.target.rectified()
+        rectifier.replace_all_uses_with(node)
+        module.graph.erase_node(rectifier)
     module.recompile()
 
 

@@ -92,6 +92,15 @@ def _compare(
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_rectifier_behind_a_masked_layer_is_done_with_it() -> None:
+    predictor = Predictor.capture(LAYERS["with a bias"]().eval(), features(3))
+    suffix = predictor.compile(make_plan(predictor.sites, "dropconnect", None))._split.suffix
+    targets = [node.target for node in suffix.graph.nodes]
+
+    assert torch.ops.aten.relu.default not in targets
+    assert [each.rectifies for each in targets if isinstance(each, MaskedLinear)] == [True, False]
+
+
 @pytest.mark.parametrize("q", [0.5, 0.7])
 @pytest.mark.parametrize("rows", [None, range(4, 6)])
 def test_packed_bits_are_the_variants_own(q: float, rows: range | None) -> None:
