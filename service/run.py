@@ -146,7 +146,7 @@ class Run:
             return None
         found = list[Quantities]()
         if not fits(lambda: found.append(self._all_passes(parts, shapes))):
-            self.allow_fewer_passes(footprint, shapes, first.ask.passes, first.ask.per_row)
+            self.allow_fewer_passes(footprint, shapes, self._passes(first.ask), first.ask.per_row)
             return None
         if len(parts) == 1:
             return [received(found[0])]
@@ -157,13 +157,13 @@ class Run:
         self, ask: Ask, shapes: Sequence[tuple[int, ...]], footprint: Footprint, step: Step | None
     ) -> bool:
         """Tell whether all passes of some rows run in one step that a block would take, and none ends before."""
-        rows = shapes[0][0]
-        if ask.tolerance is not None or not any(self.compiled.stochastic):
+        rows, passes = shapes[0][0], self._passes(ask)
+        if ask.tolerance is not None and not self._is_fixed:
             return False
-        if step is not None and ask.passes > step.passes(rows, None):
+        if step is not None and passes > step.passes(rows, None):
             return False
         return (
-            ask.passes <= self.chunk(footprint, shapes, ask.per_row)
+            passes <= self.chunk(footprint, shapes, ask.per_row)
             and rows <= footprint.rows_within(self.memory_bytes)
             and self.rows_for(rows, footprint) == rows
         )
@@ -172,7 +172,7 @@ class Run:
         """Return the quantities of all passes, those of one part's rows behind those of another's."""
         part, tensors = parts[0], rows_of(parts)
         off, statistics = self._deterministic(part, tensors), self.statistics(part)
-        draw = Draw(part.ask.seed, 0, part.ask.passes, noise_rows(parts))
+        draw = Draw(part.ask.seed, 0, self._passes(part.ask), noise_rows(parts))
         by_output = self.by_output(self.compiled.trunk(tensors), shapes, draw)
         for own, raw in zip(statistics, by_output, strict=True):
             own.add(*raw)
@@ -249,14 +249,22 @@ class Run:
 
     def group(self, parts: Sequence[Part]) -> Group:
         """Return the statistics, still empty, of parts that end by the same rule."""
-        part, is_fixed = parts[0], not any(self.compiled.stochastic)
-        passes = MIN_PASSES if is_fixed else part.ask.passes  # equal ones, as many as a variance needs
-        tolerance = None if is_fixed else part.ask.tolerance
-        rule = Rule(passes, tolerance, self.reached_by_noise, self.couples_rows)
+        part = parts[0]
+        tolerance = None if self._is_fixed else part.ask.tolerance
+        rule = Rule(self._passes(part.ask), tolerance, self.reached_by_noise, self.couples_rows)
         off = self._deterministic(part, rows_of(parts))
         return Group(
             rule, self.statistics(part), off, [each.rows for each in parts], [each.is_wanted for each in parts]
         )
+
+    @property
+    def _is_fixed(self) -> bool:
+        """Whether all passes are equal."""
+        return not any(self.compiled.stochastic)
+
+    def _passes(self, ask: Ask) -> int:
+        """Return how many passes run: of equal ones, as many as a variance needs."""
+        return MIN_PASSES if self._is_fixed else ask.passes
 
     def _named(self, quantities: Quantities) -> Answers:
         return {output.name: own for output, own in zip(self.outputs, quantities, strict=True)}
