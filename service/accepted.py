@@ -4,6 +4,7 @@ It does not know whose turn it is, or what a run does.
 """
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from typing import Generic
 
@@ -63,12 +64,12 @@ class Accepted(Generic[Result]):
         """Let a job wait.
 
         Raises:
-            Overloaded: As much is accepted as may be.
+            Overloaded: As much is accepted as may be, or its time would be over before its turn.
             Draining: Nothing is accepted any more.
         """
         if self.closed:
             raise Draining("the server is stopping; ask another one, or again later")
-        self._check_room(job.cost_s)
+        self._check_room(job.cost_s, job.deadline - time.monotonic())
         self.waiting.append(job)
         self._cost_s += job.cost_s
 
@@ -78,21 +79,23 @@ class Accepted(Generic[Result]):
         Raises:
             Overloaded: It would not.
         """
-        if not self._has_room():
+        if not self._has_room(math.inf):
             self._check_room(min((job.cost_s for job in list(self.waiting)), default=0.0))
 
-    def _has_room(self) -> bool:
+    def _has_room(self, allowed_s: float) -> bool:
         """Tell whether there is room whatever is ahead, without looking at each job."""
         count = len(self.waiting) + sum(len(run.jobs) for run in list(self.active))
-        return count < self._max_jobs and self._cost_s * self.pace.times <= self._max_wait_s
+        return count < self._max_jobs and self._cost_s * self.pace.times <= min(self._max_wait_s, allowed_s)
 
-    def _check_room(self, cost_s: float) -> None:
-        if self._has_room():
+    def _check_room(self, cost_s: float, allowed_s: float = math.inf) -> None:
+        if self._has_room(allowed_s):
             return
         count, ahead_s = self.in_flight, self._ahead_s(cost_s)
-        if count >= self._max_jobs or (count and ahead_s > self._max_wait_s):
+        is_full = count >= self._max_jobs or ahead_s > self._max_wait_s
+        if count and (is_full or ahead_s > allowed_s):
+            allows = "" if is_full else f", which allows {allowed_s:.3g} s"
             raise Overloaded(
-                f"{count} requests are accepted, {ahead_s:.3g} s of work ahead of this one; ask again later",
+                f"{count} requests are accepted, {ahead_s:.3g} s of work ahead of this one{allows}; ask again later",
                 math.ceil(max(ahead_s, _LEAST_WAIT_S)),
             )
 

@@ -473,6 +473,21 @@ def test_past_the_bound_a_caller_is_told_when_to_ask_again(bench: Bench, make: C
     assert scheduler.submit(Task("huge"), 100.0).future.result(SOON_S) == "huge", "an idle server takes what it can"
 
 
+def test_who_would_be_late_is_refused_at_once(bench: Bench, make: Callable[..., Scheduler[str]]) -> None:
+    scheduler = make(max_wait_s=100.0)
+    jobs = held(scheduler, Task("a"), Task("b"))
+    with pytest.raises(
+        Overloaded, match=r"2 s of work ahead of this one, which allows 1\.5 s; ask again later"
+    ) as told:
+        scheduler.submit(Task("late"), 1.0, timeout_s=1.5)
+    assert told.value.retry_after_s == 2
+    jobs.append(scheduler.submit(Task("c"), 1.0, timeout_s=SOON_S))
+    jobs.append(scheduler.submit(Task("cheap"), 0.1, timeout_s=1.5))
+    bench.go.set()
+
+    assert [job.future.result(SOON_S) for job in jobs] == ["first", "a", "b", "c", "cheap"]
+
+
 def test_what_takes_longer_than_was_expected_leaves_less_room(
     bench: Bench, make: Callable[..., Scheduler[str]]
 ) -> None:
