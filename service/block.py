@@ -154,8 +154,8 @@ def passes_of(left: int, most: int, rows: int) -> int:
     """Return how many of the passes that are left are a chunk, if all chunks are to be about alike.
 
     Operators are fastest where passes times rows are a round number, and best are equal chunks, for the memory that one
-    leaves is then what the next one needs. Where nothing from those that are alike to the most is both, somewhat fewer
-    passes may be.
+    leaves is then what the next one needs. Somewhat fewer passes may be, where nothing is round from those that are
+    alike to the most; not otherwise, for each chunk has its own cost.
 
     Args:
         left: The passes that are left.
@@ -163,8 +163,14 @@ def passes_of(left: int, most: int, rows: int) -> int:
         rows: How many rows each has.
     """
     alike = -(-left // -(-left // most))
-    found = [each for each in round_factors(rows, most) if 3 * each > 2 * alike]
-    found = [each for each in found if each >= alike] + [each for each in reversed(found) if each < alike]
-    even = (each for each in found if not left % each)
-    rest = (each for each in found if is_round(left % each * rows))
-    return next(even, None) or next(rest, alike)
+    factors = round_factors(rows, most)
+    more = [each for each in factors if each >= alike]
+    fewer = [each for each in reversed(factors) if each < alike < 1.5 * each]
+    return _dividing(left, more, rows) or _dividing(left, fewer, rows) or alike
+
+
+def _dividing(left: int, several: Sequence[int], rows: int) -> int | None:
+    """Return the first that leaves nothing over, or else a round number of rows; None if none does."""
+    even = (each for each in several if not left % each)
+    rest = (each for each in several if is_round(left % each * rows))
+    return next(even, None) or next(rest, None)
