@@ -155,13 +155,15 @@ def passes_of(left: int, most: int, rows: int) -> int:
 
     Operators are fastest where passes times rows are a round number, and best are equal chunks, for the memory that one
     leaves is then what the next one needs. Somewhat fewer passes may be, where nothing is round from those that are
-    alike to the most; not otherwise, for each chunk has its own cost.
+    alike to the most; not otherwise, for each chunk has its own cost. What is left is one chunk where it may be.
 
     Args:
         left: The passes that are left.
         most: How many may run at once.
         rows: How many rows each has.
     """
+    if left <= most:
+        return left
     alike = -(-left // -(-left // most))
     factors = round_factors(rows, most)
     more = [each for each in factors if each >= alike]
