@@ -45,7 +45,10 @@ class Block:
         self.tensors, self.rows = rows_of(ordered), noise_rows(ordered)
         self.clock = Clock(self.tensors[0].device)
         self.before: Taken | None = None
-        self.passes = self.of_rows = 0  # of the chunk before, but for what a step allows
+        self.passes, self.until = (
+            0,
+            (0, 0),
+        )  # of the chunk before, whatever a step allowed; its rows, and where they stop
         if not fits(lambda: self._begin(parts, list(rules.values()))):
             self._allow_fewer_rows()
 
@@ -91,10 +94,11 @@ class Block:
 
     def _next_passes(self, first: int) -> int:
         """Return how many passes run next: about as many as in each chunk until rows may end."""
-        rows, left = self.shapes[0][0], min(group.stop for group in self.groups) - first
+        rows, stop = self.shapes[0][0], min(group.stop for group in self.groups)
+        left = stop - first
         most = min(left, self.run.chunk(self.footprint, self.shapes, self.ask.per_row))
-        if not 0 < self.passes <= most or rows != self.of_rows:
-            self.passes, self.of_rows = passes_of(left, most, rows), rows
+        if self.passes > most or self.until != (rows, stop):
+            self.passes, self.until = chunk_of(left, most, rows), (rows, stop)
         return min(self.passes, self.step.passes(rows, self.before)) if self.step else self.passes
 
     def _take(self, draw: Draw) -> None:
@@ -150,7 +154,7 @@ class Block:
         return with_rows(x, rows) if rows > own else x
 
 
-def passes_of(left: int, most: int, rows: int) -> int:
+def chunk_of(left: int, most: int, rows: int) -> int:
     """Return how many of the passes that are left are a chunk, if all chunks are to be about alike.
 
     Operators are fastest where passes times rows are a round number, and best are equal chunks, for the memory that one

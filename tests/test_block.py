@@ -57,6 +57,12 @@ def test_chunks_are_alike_and_their_rows_a_round_number(
     torch.testing.assert_close(found.variance, whole.variance)
 
 
+def test_chunks_grow_with_what_is_left_until_rows_may_end(chunks: list[int]) -> None:
+    mlp().predict(torch.randn(4, 3), passes=512, tolerance=1e-9)
+
+    assert chunks == [64, 64, 128, 256]
+
+
 @pytest.mark.parametrize("rows", [1, 5])
 def test_no_value_of_a_chunk_is_larger_than_memory_that_is_kept_at_hand(
     rows: int, chunks: list[int], monkeypatch: pytest.MonkeyPatch
